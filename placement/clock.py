@@ -1,0 +1,205 @@
+"""Clocks: what answers "how long does a step take under this placement"."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .costs import Costs, fractions, microbatch_sizes
+from .graph import Graph
+from .list_schedule import StageCosts, Trace, list_schedule
+from .placement import Placement
+from .stages import Stages, adjacency, build_stages
+from .topology import Topology
+
+Floats = NDArray[np.float64]
+
+
+class Span(NamedTuple):
+    """One bar of a timeline: `lane` is a device, or a link as `source->target`; times in seconds from the step's start."""
+
+    lane: str
+    name: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """One training step under one placement, on either clock.
+
+    Attributes:
+        step_time_s: seconds from the first instruction to the last optimizer update.
+        busy_s: seconds each device computes, `float64[d]`.
+        waiting_s: seconds of the step in which it does not.
+        transfer_s: seconds each device's outgoing links are taken.
+        peak_bytes: most memory held at once on each device.
+        capacity_bytes: what each device has.
+        source: `simulated`, `emulated` or `measured`.
+        timeline: bars of the step, if asked for.
+    """
+
+    step_time_s: float
+    busy_s: Floats
+    transfer_s: Floats
+    peak_bytes: Floats
+    capacity_bytes: Floats
+    source: str
+    timeline: tuple[Span, ...] = ()
+
+    @property
+    def waiting_s(self) -> Floats:
+        """Seconds of the step in which each device does not compute."""
+        return self.step_time_s - self.busy_s
+
+    @property
+    def overflow_bytes(self) -> Floats:
+        """Bytes by which each device's memory is exceeded, `float64[d]`."""
+        return np.maximum(0.0, self.peak_bytes - self.capacity_bytes)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether everything fits."""
+        return not self.overflow_bytes.any()
+
+
+class Clock(Protocol):
+    """Anything that can time a step under a placement."""
+
+    graph: Graph
+    topology: Topology
+    microbatches: int
+
+    def step(self, placement: Placement) -> StepReport:
+        """Time one step under `placement`."""
+        ...
+
+
+class SimulatedClock:
+    """Prices the schedule of a training step.
+
+    Args:
+        graph: ops with costs for one full microbatch.
+        topology: devices and links.
+        costs: seconds and bytes of every op on every device.
+        sizes: samples in each microbatch, the first a full one.
+        run_ahead: microbatches a stage may start beyond 1F1B's bound.
+    """
+
+    def __init__(
+        self, graph: Graph, topology: Topology, costs: Costs, sizes: Sequence[int] = (1,), run_ahead: int = 1
+    ):
+        self.graph = graph
+        self.topology = topology
+        self.costs = costs
+        self.sizes = tuple(sizes)
+        self.microbatches = len(self.sizes)
+        self.run_ahead = run_ahead
+        self.edges = adjacency(graph)
+        self._fraction = fractions(self.sizes)
+        self._columns = np.arange(graph.num_ops)
+
+    @staticmethod
+    def for_batch(graph: Graph, topology: Topology, costs: Costs, batch_size: int, microbatches: int) -> "SimulatedClock":
+        """A clock for batches of `batch_size` cut into `microbatches` parts."""
+        return SimulatedClock(graph, topology, costs, microbatch_sizes(batch_size, microbatches))
+
+    def stages(self, devices: NDArray[np.int64]) -> Stages:
+        """The stages of an op-to-device map."""
+        graph = self.graph
+        return build_stages(devices, self.edges, graph.requires_grad, graph.output_bytes, self.topology.num_devices)
+
+    def trace(self, devices: NDArray[np.int64]) -> tuple[Stages, Trace]:
+        """Stages and times of one step under an op-to-device map."""
+        stages = self.stages(devices)
+        return stages, list_schedule(stages, self.stage_costs(stages, devices), self.run_ahead)
+
+    def stage_costs(self, stages: Stages, devices: NDArray[np.int64]) -> StageCosts:
+        """Costs of the ops, summed over each stage."""
+        costs, graph, topology = self.costs, self.graph, self.topology
+        count, rows, of = len(stages.device), self._columns, stages.stage_of
+        overhead = costs.overhead_s[stages.device]
+        backward = np.bincount(of, costs.backward_s[rows, devices], count)
+        live = np.bincount(of, graph.saved_bytes, count)
+        live += self._received_bytes(stages)
+        return StageCosts(
+            forward=np.bincount(of, costs.forward_s[rows, devices], count) + overhead,
+            backward=np.where(stages.has_backward, backward + overhead, 0.0),
+            live_bytes=live,
+            update=np.bincount(devices, costs.update_s[rows, devices], topology.num_devices),
+            latency=topology.latency_s,
+            seconds_per_byte=topology.seconds_per_byte,
+            fraction=self._fraction,
+        )
+
+    def _received_bytes(self, stages: Stages) -> Floats:
+        """Bytes that arrive for each stage, charged to the first stage that a message is for."""
+        return np.bincount(stages.succ, stages.out_bytes, len(stages.device))
+
+    def step_time(self, devices: NDArray[np.int64]) -> float:
+        """Seconds of one step under an op-to-device map, whether or not it fits memory."""
+        return self.trace(devices)[1].step_time
+
+    def evaluate(self, devices: NDArray[np.int64]) -> tuple[float, float]:
+        """Seconds of one step, and bytes by which the tightest device overflows (0 if everything fits)."""
+        _, trace = self.trace(devices)
+        overflow = self._static_bytes(devices) + trace.peak_live_bytes - self.topology.memory_bytes
+        return trace.step_time, max(0.0, float(overflow.max()))
+
+    def _static_bytes(self, devices: NDArray[np.int64]) -> Floats:
+        return np.bincount(devices, self.costs.state_bytes, self.topology.num_devices)
+
+    def step(self, placement: Placement, timeline: bool = False) -> StepReport:
+        """Price one step; with `timeline`, keep every bar of it."""
+        devices = placement.devices
+        stages, trace = self.trace(devices)
+        return StepReport(
+            step_time_s=trace.step_time,
+            busy_s=trace.busy,
+            transfer_s=trace.transfer,
+            peak_bytes=self._static_bytes(devices) + trace.peak_live_bytes,
+            capacity_bytes=self.topology.memory_bytes,
+            source="simulated",
+            timeline=tuple(self._spans(stages, trace)) if timeline else (),
+        )
+
+    def _spans(self, stages: Stages, trace: Trace) -> list[Span]:
+        names = [device.name for device in self.topology.devices]
+        spans = []
+        for stage, device in enumerate(stages.device):
+            op = self.graph.names[stages.ops[stages.op_start[stage]]]
+            for micro in range(self.microbatches):
+                for which, letter in enumerate("FB"):
+                    if trace.start[stage, micro, which] >= 0:
+                        label = f"{letter}{micro} {op}"
+                        start, end = trace.start[stage, micro, which], trace.end[stage, micro, which]
+                        spans.append(Span(names[device], label, float(start), float(end)))
+        for offset, starts, others, letter in (
+            (0, stages.succ_start, stages.succ, "f"),
+            (len(stages.succ), stages.grad_start, stages.grad, "b"),
+        ):
+            source = np.repeat(np.arange(len(stages.device)), np.diff(starts))
+            for j, other in enumerate(others):
+                lane = f"{names[stages.device[source[j]]]}->{names[stages.device[other]]}"
+                for micro in range(self.microbatches):
+                    begin = trace.message_start[offset + j, micro]
+                    if begin >= 0:
+                        end = trace.message_end[offset + j, micro]
+                        spans.append(Span(lane, f"{letter}{micro}", float(begin), float(end)))
+        for device, seconds in enumerate(trace.busy):
+            del seconds
+            update = self._update_span(stages, trace, device)
+            if update is not None:
+                spans.append(update)
+        return sorted(spans, key=lambda span: (span.start_s, span.lane, span.name))
+
+    def _update_span(self, stages: Stages, trace: Trace, device: int) -> Span | None:
+        mine = stages.device == device
+        if not mine.any():
+            return None
+        end = float(trace.end[mine].max())
+        compute = float((trace.end[mine] - trace.start[mine]).sum())
+        seconds = float(trace.busy[device]) - compute
+        return Span(self.topology.devices[device].name, "update", end, end + max(0.0, seconds))

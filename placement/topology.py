@@ -1,0 +1,277 @@
+"""`Topology`: the devices ops can run on and the links between them."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from .errors import SegueError
+from .files import check_fields, check_format, number, write_json, write_text
+
+FORMAT = "segue.topology/1"
+KINDS = ("cuda", "cpu", "emulated")
+
+
+@dataclass(frozen=True)
+class Device:
+    """One place where ops can run.
+
+    Attributes:
+        name: unique in its topology.
+        kind: `cuda` (a GPU), `cpu` (a worker pinned to cores) or `emulated` (real training at a declared pace).
+        memory_bytes: what parameters, optimizer state and activations may take together.
+        speed: ops per second relative to the device that the profile was taken on; 0.5 takes twice the time.
+        overhead_s: seconds that every instruction costs on top of its ops.
+        host: machine that the device is in.
+        index: CUDA device number, for `cuda`.
+        cores: cores the worker is pinned to, for `cpu`.
+    """
+
+    name: str
+    kind: str
+    memory_bytes: float
+    speed: float = 1.0
+    overhead_s: float = 0.0
+    host: str = "localhost"
+    index: int = 0
+    cores: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Link:
+    """What carries bytes from one device to another, in one direction; messages pass one after the other.
+
+    Attributes:
+        source: name of the sending device.
+        target: name of the receiving device.
+        latency_s: seconds that a message takes besides its bytes.
+        bandwidth_bytes_per_s: bytes per second.
+    """
+
+    source: str
+    target: str
+    latency_s: float
+    bandwidth_bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices and links; device `i` is run by worker `i`.
+
+    Attributes:
+        name: what people call it.
+        devices: in worker order.
+        links: one for each ordered pair of different devices.
+    """
+
+    name: str
+    devices: tuple[Device, ...]
+    links: tuple[Link, ...] = ()
+
+    @property
+    def num_devices(self) -> int:
+        """Number of devices."""
+        return len(self.devices)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Device name -> position."""
+        return {device.name: position for position, device in enumerate(self.devices)}
+
+    @cached_property
+    def speed(self) -> NDArray[np.float64]:
+        """Relative speed, `float64[d]`."""
+        return np.array([device.speed for device in self.devices])
+
+    @cached_property
+    def memory_bytes(self) -> NDArray[np.float64]:
+        """Capacity, `float64[d]`."""
+        return np.array([device.memory_bytes for device in self.devices], float)
+
+    @cached_property
+    def overhead_s(self) -> NDArray[np.float64]:
+        """Seconds per instruction, `float64[d]`."""
+        return np.array([device.overhead_s for device in self.devices], float)
+
+    @cached_property
+    def latency_s(self) -> NDArray[np.float64]:
+        """Latency from row to column, `float64[d, d]`, 0 on the diagonal."""
+        return self._link_matrix("latency_s", 0.0)
+
+    @cached_property
+    def seconds_per_byte(self) -> NDArray[np.float64]:
+        """Inverse bandwidth from row to column, `float64[d, d]`, 0 on the diagonal."""
+        bandwidth = self._link_matrix("bandwidth_bytes_per_s", np.inf)
+        return 1.0 / bandwidth
+
+    def _link_matrix(self, field: str, diagonal: float) -> NDArray[np.float64]:
+        matrix = np.full((self.num_devices, self.num_devices), diagonal)
+        for link in self.links:
+            matrix[self.index[link.source], self.index[link.target]] = getattr(link, field)
+        return matrix
+
+    @cached_property
+    def hash(self) -> str:
+        """Identifies everything but the name."""
+        record = self.to_record()
+        del record["name"]
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+    def with_speed(self, speed: NDArray[np.float64]) -> "Topology":
+        """The same topology with other device speeds."""
+        devices = [replace(d, speed=float(s)) for d, s in zip(self.devices, speed, strict=True)]
+        return replace(self, devices=tuple(devices))
+
+    def to_record(self) -> dict[str, Any]:
+        """The JSON and YAML form."""
+        devices = [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(d).items()} for d in self.devices]
+        return {"format": FORMAT, "name": self.name, "devices": devices, "links": [asdict(link) for link in self.links]}
+
+    def save(self, path: str | PathLike) -> None:
+        """Write `segue.topology/1`, as YAML if the file's name ends so, else as JSON."""
+        if Path(path).suffix in (".yaml", ".yml"):
+            write_text(path, yaml.safe_dump(self.to_record(), sort_keys=False))
+        else:
+            write_json(path, self.to_record())
+
+    @staticmethod
+    def load(path: str | PathLike) -> "Topology":
+        """Read a YAML or JSON topology.
+
+        Raises:
+            SegueError: naming the file, the field and the reason.
+        """
+        try:
+            record = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise SegueError(f"{path}: cannot be read: {error.strerror}") from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SegueError(f"{path}: not valid YAML or JSON: {' '.join(str(error).split())}") from error
+        return Topology.from_record(record, str(path))
+
+    @staticmethod
+    def from_record(record: Any, where: str = "topology") -> "Topology":
+        """The topology of a record, checked.
+
+        `links` may be left out in part where `default_link` gives `latency_s` and `bandwidth_bytes_per_s`; a link goes both
+        ways unless the other direction is listed too.
+        """
+        check_format(record, FORMAT, where)
+        check_fields(record, ["format", "devices"], ["name", "links", "default_link"], where)
+        devices = _devices(record["devices"], where)
+        links = _links(record.get("links"), record.get("default_link"), [d.name for d in devices], where)
+        topology = Topology(str(record.get("name", Path(where).stem)), devices, links)
+        check_topology(topology, where)
+        return topology
+
+
+def uniform_links(names: Sequence[str], latency_s: float, bandwidth_bytes_per_s: float) -> tuple[Link, ...]:
+    """The same link between every ordered pair of devices."""
+    return tuple(Link(a, b, latency_s, bandwidth_bytes_per_s) for a in names for b in names if a != b)
+
+
+def check_topology(topology: Topology, where: str | None = None) -> None:
+    """Check that a topology is usable.
+
+    Raises:
+        SegueError: naming the device or link, the field, the value and what would be right.
+    """
+    where = where or f"topology {topology.name}"
+    if not topology.devices:
+        raise SegueError(f"{where}: devices: at least one device is needed")
+    names = [device.name for device in topology.devices]
+    for device in topology.devices:
+        here = f"{where}: device {device.name}"
+        if names.count(device.name) > 1:
+            raise SegueError(f"{here}: name appears twice")
+        if device.kind not in KINDS:
+            raise SegueError(f"{here}: kind must be one of {', '.join(KINDS)}, got {device.kind!r}")
+        number(device.memory_bytes, "memory_bytes", here, above=0)
+        number(device.speed, "speed", here, above=0)
+        number(device.overhead_s, "overhead_s", here, least=0)
+    seen = set()
+    for link in topology.links:
+        here = f"{where}: link {link.source}->{link.target}"
+        for end in (link.source, link.target):
+            if end not in names:
+                raise SegueError(f"{here}: unknown device {end!r}; known: {', '.join(names)}")
+        if link.source == link.target:
+            raise SegueError(f"{here}: a device needs no link to itself")
+        if (link.source, link.target) in seen:
+            raise SegueError(f"{here}: appears twice")
+        seen.add((link.source, link.target))
+        number(link.latency_s, "latency_s", here, least=0)
+        number(link.bandwidth_bytes_per_s, "bandwidth_bytes_per_s", here, above=0)
+    if len(seen) < len(names) * (len(names) - 1):
+        a, b = next((a, b) for a in names for b in names if a != b and (a, b) not in seen)
+        raise SegueError(f"{where}: link {a}->{b}: missing; list it or give a default_link")
+
+
+def _devices(rows: Any, where: str) -> tuple[Device, ...]:
+    if not isinstance(rows, list) or not rows:
+        raise SegueError(f"{where}: devices: expected a list of at least one device")
+    devices = []
+    for position, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise SegueError(f"{where}: devices[{position}]: expected a mapping with name, kind, memory_bytes")
+        here = f"{where}: device {row.get('name', position)}"
+        check_fields(row, ["name", "kind", "memory_bytes"], ["speed", "overhead_s", "host", "index", "cores"], here)
+        cores = row.get("cores", [])
+        if not isinstance(cores, list) or not all(isinstance(core, int) and core >= 0 for core in cores):
+            raise SegueError(f"{here}: cores must be a list of core numbers, got {cores!r}")
+        devices.append(
+            Device(
+                name=str(row["name"]),
+                kind=str(row["kind"]),
+                memory_bytes=number(row["memory_bytes"], "memory_bytes", here, above=0),
+                speed=number(row.get("speed", 1.0), "speed", here, above=0),
+                overhead_s=number(row.get("overhead_s", 0.0), "overhead_s", here, least=0),
+                host=str(row.get("host", "localhost")),
+                index=int(number(row.get("index", 0), "index", here, least=0)),
+                cores=tuple(cores),
+            )
+        )
+    return tuple(devices)
+
+
+def _links(rows: Any, default: Any, names: list[str], where: str) -> tuple[Link, ...]:
+    rows = [] if rows is None else rows
+    if not isinstance(rows, list):
+        raise SegueError(f"{where}: links: expected a list")
+    listed: dict[tuple[str, str], Link] = {}
+    for position, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise SegueError(f"{where}: links[{position}]: expected a mapping with source, target, latency_s, …")
+        here = f"{where}: link {row.get('source', '?')}->{row.get('target', '?')}"
+        check_fields(row, ["source", "target", "latency_s", "bandwidth_bytes_per_s"], [], here)
+        link = Link(str(row["source"]), str(row["target"]), *_speed(row, here))
+        if (link.source, link.target) in listed:
+            raise SegueError(f"{here}: appears twice")
+        listed[link.source, link.target] = link
+    links = dict(listed)
+    for (source, target), link in listed.items():
+        links.setdefault((target, source), replace(link, source=target, target=source))
+    if default is not None:
+        here = f"{where}: default_link"
+        if not isinstance(default, dict):
+            raise SegueError(f"{here}: expected a mapping with latency_s and bandwidth_bytes_per_s")
+        check_fields(default, ["latency_s", "bandwidth_bytes_per_s"], [], here)
+        for link in uniform_links(names, *_speed(default, here)):
+            links.setdefault((link.source, link.target), link)
+    return tuple(links.values())
+
+
+def _speed(row: dict[str, Any], where: str) -> tuple[float, float]:
+    latency = number(row["latency_s"], "latency_s", where, least=0)
+    bandwidth = row["bandwidth_bytes_per_s"]
+    if isinstance(bandwidth, int | float) and not isinstance(bandwidth, bool) and bandwidth <= 0:
+        raise SegueError(f"{where}: bandwidth must be > 0 bytes/s, got {bandwidth:g}")
+    return latency, number(bandwidth, "bandwidth_bytes_per_s", where, above=0)
