@@ -1,0 +1,1 @@
+"""The PPO policy: network, training, proposals, pretrained weights."""

@@ -1,0 +1,1 @@
+"""Graphs, topologies, placements, schedules, clocks, planners and the executor."""

@@ -32,9 +32,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], name: str = "") -
     return capture_program(model, example_inputs, name=name).graph
 
 
-def capture_program(
-    model: nn.Module, example_inputs: tuple[Any, ...], *, name: str = "", prefix: str = ""
-) -> Program:
+def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: str = "", prefix: str = "") -> Program:
     """As `capture`, with the executable form of every op.
 
     Args:
@@ -45,7 +43,8 @@ def capture_program(
     """
     exported = _export(model, example_inputs)
     _make_functional(exported.graph)
-    nodes = tuple(_ops(exported.graph))
+    nodes = _ops(exported.graph)
+    after = _delay_buffer_updates(nodes, prefix)
     state = _State(model, exported, prefix)
     batch = example_inputs[0] if len(example_inputs) == 1 else example_inputs
     leaves, in_spec = pytree.tree_flatten(batch)
@@ -54,8 +53,8 @@ def capture_program(
     costs = _FakeRun(state, dict(zip((node.name for node in state.inputs), tensors, strict=True))).run(nodes)
     output = next(node for node in reversed(exported.graph.nodes) if node.op == "output")
     return Program(
-        graph=_graph(name or type(model).__name__, nodes, state, costs, _batch_size(tensors), prefix),
-        nodes=nodes,
+        graph=_graph(name or type(model).__name__, nodes, after, state, costs, _batch_size(tensors), prefix),
+        nodes=tuple(nodes),
         parameters=state.parameters,
         buffers=state.buffers,
         constants=state.constants,
@@ -63,9 +62,7 @@ def capture_program(
         output=nodes.index(next(node_inputs(output))),
         trainable=state.trainable,
         in_spec=in_spec,
-        integers={
-            node.name: _expression(node.meta["val"]) for node in exported.graph.nodes if _is_integer(node)
-        },
+        integers={node.name: _expression(node.meta["val"]) for node in exported.graph.nodes if _is_integer(node)},
     )
 
 
@@ -166,6 +163,26 @@ def _changes_buffer(node: fx.Node) -> bool:
     return first is not None and first.op == "placeholder"
 
 
+def _delay_buffer_updates(nodes: list[fx.Node], prefix: str) -> dict[fx.Node, fx.Node]:
+    """Move updates that nobody reads (BatchNorm's batch counter) behind the next op of their module, in place.
+
+    They have no edges, and would otherwise be stages of their own.
+
+    Returns:
+        Each such update and the op it now follows.
+    """
+    after: dict[fx.Node, fx.Node] = {}
+    for node in [node for node in nodes if _changes_buffer(node) and not node.users]:
+        position = nodes.index(node)
+        module = _module(node, prefix)
+        target = next((n for n in nodes[position + 1 :] if module and _module(n, prefix) == module), None)
+        if target is not None and target not in after:
+            nodes.remove(node)
+            nodes.insert(nodes.index(target) + 1, node)
+            after[node] = target
+    return after
+
+
 def _make_functional(graph: fx.Graph) -> None:
     """Replace in-place ops on computed values (`relu_`) by their functional forms (`relu`).
 
@@ -229,7 +246,7 @@ class _FakeRun:
             self.saved += tensor.untyped_storage().nbytes()
         return tensor
 
-    def run(self, nodes: tuple[fx.Node, ...]) -> dict[str, list[float]]:
+    def run(self, nodes: list[fx.Node]) -> dict[str, list[float]]:
         """Columns of costs, an entry an op."""
         columns: dict[str, list[float]] = defaultdict(list)
         keep_alive = []
@@ -306,14 +323,20 @@ def _module(node: fx.Node, prefix: str) -> str:
 
 def _graph(
     name: str,
-    nodes: tuple[fx.Node, ...],
+    nodes: list[fx.Node],
+    after: dict[fx.Node, fx.Node],
     state: _State,
     costs: dict[str, list[float]],
     batch_size: int,
     prefix: str,
 ) -> Graph:
     position = {node: op for op, node in enumerate(nodes)}
-    edges = [(position[source], op) for node, op in position.items() for source in node_inputs(node) if source in position]
+    edges = [
+        (position[source], op)
+        for node, op in position.items()
+        for source in (*node_inputs(node), *([after[node]] if node in after else []))
+        if source in position
+    ]
     modules = [_module(node, prefix) for node in nodes]
     parameter_bytes, buffer_bytes = np.zeros(len(nodes)), np.zeros(len(nodes))
     counted: set[str] = set()
@@ -335,7 +358,7 @@ def _graph(
         kinds=[_kind(node) for node in nodes],
         modules=modules,
         requires_grad=requires_grad,
-        colocation=_colocation(nodes, position, modules, state),
+        colocation=_colocation(nodes, position, after, state),
         parameter_bytes=parameter_bytes,
         buffer_bytes=buffer_bytes,
         **{column: np.array(values) for column, values in costs.items()},
@@ -343,7 +366,7 @@ def _graph(
 
 
 def _colocation(
-    nodes: tuple[fx.Node, ...], position: dict[fx.Node, int], modules: list[str], state: _State
+    nodes: list[fx.Node], position: dict[fx.Node, int], after: dict[fx.Node, fx.Node], state: _State
 ) -> np.ndarray:
     """Ops that must share a device: users of one parameter or buffer, parts of one result, a module's buffer updates."""
     group = list(range(len(nodes)))
@@ -362,9 +385,8 @@ def _colocation(
             tensor_name = state.name(source.name)
             if tensor_name is not None:
                 together.append(first_user.setdefault(tensor_name, op))
-        if _changes_buffer(node) and modules[op]:
-            together += [other for other in range(len(nodes)) if modules[other] == modules[op]][:1]
-            together += [other for other in range(op + 1, len(nodes)) if modules[other] == modules[op]][:1]
+        if node in after:
+            together.append(position[after[node]])
         for other in together:
             a, b = sorted((find(op), find(other)))
             group[b] = a

@@ -77,6 +77,11 @@ class Clock(Protocol):
         ...
 
 
+def sum_by(index: NDArray[np.int64], values: Floats, count: int) -> Floats:
+    """Sums of `values` that share an index, `float64[count]`."""
+    return np.bincount(index, values, count).astype(float, copy=False)
+
+
 class SimulatedClock:
     """Prices the schedule of a training step.
 
@@ -88,9 +93,7 @@ class SimulatedClock:
         run_ahead: microbatches a stage may start beyond 1F1B's bound.
     """
 
-    def __init__(
-        self, graph: Graph, topology: Topology, costs: Costs, sizes: Sequence[int] = (1,), run_ahead: int = 1
-    ):
+    def __init__(self, graph: Graph, topology: Topology, costs: Costs, sizes: Sequence[int] = (1,), run_ahead: int = 1):
         self.graph = graph
         self.topology = topology
         self.costs = costs
@@ -102,7 +105,9 @@ class SimulatedClock:
         self._columns = np.arange(graph.num_ops)
 
     @staticmethod
-    def for_batch(graph: Graph, topology: Topology, costs: Costs, batch_size: int, microbatches: int) -> "SimulatedClock":
+    def for_batch(
+        graph: Graph, topology: Topology, costs: Costs, batch_size: int, microbatches: int
+    ) -> "SimulatedClock":
         """A clock for batches of `batch_size` cut into `microbatches` parts."""
         return SimulatedClock(graph, topology, costs, microbatch_sizes(batch_size, microbatches))
 
@@ -121,14 +126,14 @@ class SimulatedClock:
         costs, graph, topology = self.costs, self.graph, self.topology
         count, rows, of = len(stages.device), self._columns, stages.stage_of
         overhead = costs.overhead_s[stages.device]
-        backward = np.bincount(of, costs.backward_s[rows, devices], count)
-        live = np.bincount(of, graph.saved_bytes, count)
+        backward = sum_by(of, costs.backward_s[rows, devices], count)
+        live = sum_by(of, graph.saved_bytes, count)
         live += self._received_bytes(stages)
         return StageCosts(
-            forward=np.bincount(of, costs.forward_s[rows, devices], count) + overhead,
+            forward=sum_by(of, costs.forward_s[rows, devices], count) + overhead,
             backward=np.where(stages.has_backward, backward + overhead, 0.0),
             live_bytes=live,
-            update=np.bincount(devices, costs.update_s[rows, devices], topology.num_devices),
+            update=sum_by(devices, costs.update_s[rows, devices], topology.num_devices),
             latency=topology.latency_s,
             seconds_per_byte=topology.seconds_per_byte,
             fraction=self._fraction,
@@ -136,7 +141,7 @@ class SimulatedClock:
 
     def _received_bytes(self, stages: Stages) -> Floats:
         """Bytes that arrive for each stage, charged to the first stage that a message is for."""
-        return np.bincount(stages.succ, stages.out_bytes, len(stages.device))
+        return sum_by(stages.succ, stages.out_bytes, len(stages.device))
 
     def step_time(self, devices: NDArray[np.int64]) -> float:
         """Seconds of one step under an op-to-device map, whether or not it fits memory."""
@@ -149,7 +154,7 @@ class SimulatedClock:
         return trace.step_time, max(0.0, float(overflow.max()))
 
     def _static_bytes(self, devices: NDArray[np.int64]) -> Floats:
-        return np.bincount(devices, self.costs.state_bytes, self.topology.num_devices)
+        return sum_by(devices, self.costs.state_bytes, self.topology.num_devices)
 
     def step(self, placement: Placement, timeline: bool = False) -> StepReport:
         """Price one step; with `timeline`, keep every bar of it."""
@@ -188,18 +193,9 @@ class SimulatedClock:
                     if begin >= 0:
                         end = trace.message_end[offset + j, micro]
                         spans.append(Span(lane, f"{letter}{micro}", float(begin), float(end)))
-        for device, seconds in enumerate(trace.busy):
-            del seconds
-            update = self._update_span(stages, trace, device)
-            if update is not None:
-                spans.append(update)
+        for device, name in enumerate(names):
+            mine = stages.device == device
+            if mine.any():
+                end, compute = trace.end[mine].max(), (trace.end[mine] - trace.start[mine]).sum()
+                spans.append(Span(name, "update", float(end), float(end + trace.busy[device] - compute)))
         return sorted(spans, key=lambda span: (span.start_s, span.lane, span.name))
-
-    def _update_span(self, stages: Stages, trace: Trace, device: int) -> Span | None:
-        mine = stages.device == device
-        if not mine.any():
-            return None
-        end = float(trace.end[mine].max())
-        compute = float((trace.end[mine] - trace.start[mine]).sum())
-        seconds = float(trace.busy[device]) - compute
-        return Span(self.topology.devices[device].name, "update", end, end + max(0.0, seconds))

@@ -104,7 +104,10 @@ class Costs:
 
 
 def make_costs(
-    graph: Graph, topology: Topology, profile: Profile | None = None, optimizer_state_per_parameter: float = 2.0
+    graph: Graph,
+    topology: Topology,
+    profile: Profile | None = None,
+    optimizer_state_per_parameter: float = 2.0,
 ) -> Costs:
     """Costs of a graph on a topology: the profile's seconds divided by each device's speed.
 

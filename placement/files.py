@@ -59,9 +59,7 @@ def check_format(record: Any, expected_format: str, where: str) -> None:
         raise SegueError(f"{where}: format: expected {expected_format!r}, got {record.get('format')!r}")
 
 
-def check_fields(
-    record: dict[str, Any], required: Iterable[str], optional: Iterable[str], where: str
-) -> None:
+def check_fields(record: dict[str, Any], required: Iterable[str], optional: Iterable[str], where: str) -> None:
     """Raise `SegueError` naming the first missing or unknown field of `record`."""
     required, optional = list(required), list(optional)
     for field in required:

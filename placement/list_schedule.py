@@ -1,11 +1,11 @@
 """The list scheduler: one training step, instruction by instruction, on devices and links.
 
-Whenever a device is free it takes, of the instructions that are ready, a backward before a forward, an earlier microbatch before
-a later one, and the one with most work behind it. A stage may run ahead of its own backward by at most a few microbatches
-(1F1B's bound: one for each device boundary between it and the loss, and one more to cover the transfers).
+Whenever a device is free it takes, of the instructions that are ready, a backward before a forward, an earlier microbatch
+before a later one, and the one with most work behind it. A stage may run ahead of its own backward by at most a few
+microbatches (1F1B's bound: one for each device boundary between it and the loss, and one more to cover the transfers).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -48,6 +48,7 @@ class Trace(NamedTuple):
         busy: seconds each device computes, `float64[d]`.
         transfer: seconds each device's outgoing links are taken.
         peak_live_bytes: most activation bytes held at once on each device.
+        order: position of every instruction in the order in which they start, `int64[s, m, 2]`; -1 where there is none.
         step_time: seconds until the last update has ended.
     """
 
@@ -58,6 +59,7 @@ class Trace(NamedTuple):
     busy: Floats
     transfer: Floats
     peak_live_bytes: Floats
+    order: Ints
     step_time: float
 
 
@@ -75,6 +77,7 @@ def list_schedule(stages: Stages, costs: StageCosts, run_ahead: int) -> Trace:
         np.zeros(num_devices),
         np.zeros(num_devices),
         np.zeros(num_devices),
+        np.full((num_stages, num_micro, 2), -1),
         0.0,
     )
     state = _state(stages, costs, run_ahead)
@@ -102,7 +105,7 @@ def list_schedule(stages: Stages, costs: StageCosts, run_ahead: int) -> Trace:
         trace.busy[device] += costs.update[device]
     return Trace(
         trace.start, trace.end, trace.message_start, trace.message_end,
-        trace.busy, trace.transfer, trace.peak_live_bytes, step_time,
+        trace.busy, trace.transfer, trace.peak_live_bytes, trace.order, step_time,
     )  # fmt: skip
 
 
@@ -130,6 +133,7 @@ class _State(NamedTuple):
     link_free: Floats  # [d, d]
     live: Floats  # [d]
     last_end: Floats  # [d]
+    started: Ints  # [1] instructions started so far
 
 
 @njit(cache=True)
@@ -162,6 +166,7 @@ def _state(stages: Stages, costs: StageCosts, run_ahead: int) -> _State:
         np.zeros((num_devices, num_devices)),
         np.zeros(num_devices),
         np.zeros(num_devices),
+        np.zeros(1, np.int64),
     )
 
 
@@ -201,37 +206,37 @@ def _swap(time: Floats, code: Ints, a: int, b: int) -> None:
 
 
 @njit(cache=True)
-def _sift_up(time: Floats, code: Ints, child: int) -> None:
+def _sift_up(time: Floats, code: Ints, base: Any, child: Any) -> None:
     while child > 0:
         parent = (child - 1) // 2
-        if not _less(time, code, child, parent):
+        if not _less(time, code, base + child, base + parent):
             break
-        _swap(time, code, child, parent)
+        _swap(time, code, base + child, base + parent)
         child = parent
 
 
 @njit(cache=True)
-def _sift_down(time: Floats, code: Ints, size: int) -> None:
+def _sift_down(time: Floats, code: Ints, base: Any, size: Any) -> None:
     parent = 0
     while True:
         child = 2 * parent + 1
         if child >= size:
             break
-        if child + 1 < size and _less(time, code, child + 1, child):
+        if child + 1 < size and _less(time, code, base + child + 1, base + child):
             child += 1
-        if not _less(time, code, child, parent):
+        if not _less(time, code, base + child, base + parent):
             break
-        _swap(time, code, child, parent)
+        _swap(time, code, base + child, base + parent)
         parent = child
 
 
 @njit(cache=True)
-def _push(heap: _Heap, time: float, code: int) -> None:
+def _push(heap: _Heap, time: Any, code: Any) -> None:
     size = heap.size[0]
     heap.time[size] = time
     heap.code[size] = code
     heap.size[0] = size + 1
-    _sift_up(heap.time, heap.code, size)
+    _sift_up(heap.time, heap.code, 0, size)
 
 
 @njit(cache=True)
@@ -241,11 +246,11 @@ def _pop(heap: _Heap) -> int:
     heap.time[0] = heap.time[size]
     heap.code[0] = heap.code[size]
     heap.size[0] = size
-    _sift_down(heap.time, heap.code, size)
+    _sift_down(heap.time, heap.code, 0, size)
     return code
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _offer(stage: int, stages: Stages, state: _State, num_micro: int) -> None:
     """Put the stage's next forward and backward into its device's ready heap if nothing holds them back."""
     for which in range(2):
@@ -258,36 +263,34 @@ def _offer(stage: int, stages: Stages, state: _State, num_micro: int) -> None:
             if micro - state.done_backward[stage] >= state.limit[stage]:
                 continue
             urgency = 1.0 * num_micro + micro
-        elif which == FORWARD:
-            urgency = 1.0 * micro
         else:
             urgency = 1.0 * micro
         state.offered[stage, which] = True
         device = stages.device[stage]
         start, size = state.ready_start[device], state.ready_size[device]
-        keys, codes = state.ready_key[start:], state.ready_code[start:]
-        keys[size] = urgency + state.key[stage, which]
-        codes[size] = (stage * num_micro + micro) * 2 + which
+        state.ready_key[start + size] = urgency + state.key[stage, which]
+        state.ready_code[start + size] = (stage * num_micro + micro) * 2 + which
         state.ready_size[device] = size + 1
-        _sift_up(keys, codes, size)
+        _sift_up(state.ready_key, state.ready_code, start, size)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _dispatch(device: int, now: float, stages: Stages, costs: StageCosts, state: _State, trace: Trace) -> None:
     """Start the most urgent ready instruction if the device is free."""
     if not state.idle[device] or state.ready_size[device] == 0:
         return
     num_micro = costs.fraction.shape[0]
     start = state.ready_start[device]
-    keys, codes = state.ready_key[start:], state.ready_code[start:]
-    code = codes[0]
+    code = state.ready_code[start]
     size = state.ready_size[device] - 1
-    keys[0], codes[0] = keys[size], codes[size]
+    _swap(state.ready_key, state.ready_code, start, start + size)
     state.ready_size[device] = size
-    _sift_down(keys, codes, size)
+    _sift_down(state.ready_key, state.ready_code, start, size)
 
     which, micro, stage = code % 2, (code // 2) % num_micro, code // 2 // num_micro
     seconds = (costs.backward[stage] if which == BACKWARD else costs.forward[stage]) * costs.fraction[micro]
+    trace.order[stage, micro, which] = state.started[0]
+    state.started[0] += 1
     trace.start[stage, micro, which] = now
     trace.end[stage, micro, which] = now + seconds
     trace.busy[device] += seconds
@@ -298,7 +301,7 @@ def _dispatch(device: int, now: float, stages: Stages, costs: StageCosts, state:
     _push(state.events, now + seconds, code)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _finish(
     code: int, now: float, stages: Stages, costs: StageCosts, state: _State, trace: Trace, touched: Bools
 ) -> None:
@@ -340,7 +343,7 @@ def _finish(
         previous = where
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _arrive(code: int, stages: Stages, state: _State, num_micro: int, touched: Bools) -> None:
     """A message has arrived: wake the stages of its device that read from it."""
     message, micro = code // num_micro, code % num_micro

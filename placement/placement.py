@@ -57,9 +57,7 @@ class Placement:
             "microbatches": self.microbatches,
             "predicted_step_time_s": predicted_step_time_s,
             "measured_step_time_s": measured_step_time_s,
-            "devices": {
-                name: topology.devices[d].name for name, d in zip(graph.names, self.devices, strict=True)
-            },
+            "devices": {name: topology.devices[d].name for name, d in zip(graph.names, self.devices, strict=True)},
         }
 
     def save(self, path: str | PathLike, graph: Graph, topology: Topology, **step_times: float | None) -> None:

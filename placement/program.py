@@ -71,15 +71,35 @@ class Program:
                 )
         return tensors
 
-    def sizes(self, tensors: list[torch.Tensor]) -> dict[str, Any]:
-        """The value of every computed size for these input tensors."""
-        bindings = {
+    def bindings(self, tensors: list[torch.Tensor]) -> dict[Any, int]:
+        """The value of every size symbol for these input tensors."""
+        return {
             symbol: tensor.shape[dimension]
             for tensor, spec in zip(tensors, self.inputs, strict=True)
             for dimension, symbol in spec.symbolic.items()
             if symbol.is_Symbol
         }
+
+    def sizes(self, bindings: dict[Any, int]) -> dict[str, Any]:
+        """The value of every computed size."""
         return {name: _evaluate(expression, bindings) for name, expression in self.integers.items()}
+
+    def shape(self, op: int, bindings: dict[Any, int]) -> tuple[int, ...]:
+        """The shape of an op's result."""
+        sizes = self.nodes[op].meta["val"].shape
+        return tuple(int(_evaluate(_expression(size), bindings)) for size in sizes)
+
+    def dtype(self, op: int) -> torch.dtype:
+        """The type of an op's result."""
+        return self.nodes[op].meta["val"].dtype
+
+    def is_tensor(self, op: int) -> bool:
+        """Whether an op's result is one tensor, not a tuple of them."""
+        return isinstance(self.nodes[op].meta["val"], torch.Tensor)
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size
 
 
 def _evaluate(expression: Any, bindings: dict[Any, int]) -> Any:

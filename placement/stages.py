@@ -202,8 +202,9 @@ def _components(devices: Ints, edges: Adjacency, level: Ints) -> tuple[Ints, Int
 def _gradient_slots(edges: Adjacency, stage_of: Ints, requires_grad: Bools) -> Ints:
     """Tensors of gradient that travel back along each edge: 0 or 1.
 
-    Gradients of a value are added from its last consumer to its first. A stage that holds the last consumers adds theirs itself
-    and sends one tensor; other consumers' gradients travel one by one, so that the sum is the same wherever ops run.
+    Gradients of a value are added from its last consumer to its first. A stage that holds the last consumers adds theirs
+    itself and sends one tensor; other consumers' gradients travel one by one, so that the sum is the same wherever ops
+    run.
     """
     slot = np.zeros(edges.targets.shape[0], np.int64)
     for op in range(stage_of.shape[0]):

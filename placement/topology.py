@@ -133,7 +133,12 @@ class Topology:
     def to_record(self) -> dict[str, Any]:
         """The JSON and YAML form."""
         devices = [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(d).items()} for d in self.devices]
-        return {"format": FORMAT, "name": self.name, "devices": devices, "links": [asdict(link) for link in self.links]}
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "devices": devices,
+            "links": [asdict(link) for link in self.links],
+        }
 
     def save(self, path: str | PathLike) -> None:
         """Write `segue.topology/1`, as YAML if the file's name ends so, else as JSON."""

@@ -1,0 +1,8 @@
+"""Runs a schedule on real devices and moves operators while it trains."""
+
+from .executor import Executor
+from .launch import WorkerFailed, join, launch
+from .migration import MoveFailed, MoveReport
+from .runner import OutOfMemory
+
+__all__ = ["Executor", "MoveFailed", "MoveReport", "OutOfMemory", "WorkerFailed", "join", "launch"]

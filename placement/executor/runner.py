@@ -1,0 +1,269 @@
+"""Runs one worker's part of a schedule: the training step as the worker lives it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..list_schedule import FORWARD
+from ..program import Program
+from ..schedule import Instruction, Schedule
+from .pace import Interval, Pace
+from .segment import LOSS, Argument, Pass, Segment
+from .state import State
+from .transport import Expected, Layout, Transport
+from .wiring import Slot, Wiring
+
+
+class OutOfMemory(RuntimeError):
+    """A device's declared memory is exceeded; the message names the device and the ops."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A schedule as one worker executes it.
+
+    Attributes:
+        schedule: the whole step.
+        wiring: what crosses stages.
+        segments: this worker's stages.
+        forward_s: declared seconds of each stage's forward for a full microbatch (emulated devices).
+        backward_s: the same for its backward.
+        update_s: declared seconds of this worker's optimizer update.
+        live_bytes: bytes that each stage holds from forward to backward.
+    """
+
+    schedule: Schedule
+    wiring: Wiring
+    segments: dict[int, Segment]
+    forward_s: list[float]
+    backward_s: list[float]
+    update_s: float
+    live_bytes: list[float]
+
+
+@dataclass
+class StepRecord:
+    """What one worker saw of a step; times in seconds since the step's origin."""
+
+    losses: dict[int, torch.Tensor] = field(default_factory=dict)
+    instructions: list[Instruction] = field(default_factory=list)
+    intervals: list[Interval] = field(default_factory=list)
+    transfer_s: float = 0.0
+    peak_bytes: float = 0.0
+
+
+class Runner:
+    """Executes plans on one worker.
+
+    Args:
+        program: the captured model.
+        rank: this worker, and its device.
+        pace: how time passes on the device.
+        transport: how messages travel.
+        state: the tensors the worker owns.
+        capacity_bytes: the device's memory.
+        name: the device's name.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        rank: int,
+        pace: Pace,
+        transport: Transport,
+        state: State,
+        capacity_bytes: float,
+        name: str,
+    ):
+        self.program = program
+        self.rank = rank
+        self.pace = pace
+        self.transport = transport
+        self.state = state
+        self.capacity_bytes = capacity_bytes
+        self.name = name
+        self._segments: dict[Any, Segment] = {}
+
+    def segments(self, schedule: Schedule, wiring: Wiring) -> dict[int, Segment]:
+        """This worker's stages; those that a placement shares with the last one are kept."""
+        stages = schedule.stages
+        kept: dict[Any, Segment] = {}
+        result = {}
+        for stage in [s for s, device in enumerate(stages.device.tolist()) if device == self.rank]:
+            ops = stages.ops[stages.op_start[stage] : stages.op_start[stage + 1]].tolist()
+            key = wiring.signature(stage, ops)
+            if key not in self._segments:
+                self._segments[key] = Segment(self.program, wiring, stage, ops, self.pace.torch_device)
+            result[stage] = kept[key] = self._segments[key]
+        self._segments = kept
+        return result
+
+    def run(self, plan: Plan, micros: list[list[torch.Tensor]], origin: float, seed: int) -> StepRecord:
+        """One training step.
+
+        Args:
+            plan: what to do.
+            micros: the batch's tensors for each microbatch.
+            origin: start of the step, a reading of `time.monotonic` that all workers agree on.
+            seed: of the step's random numbers.
+        """
+        step = _Step(self, plan, micros, seed)
+        self.pace.start_step(origin)
+        self.transport.start_step(step.incoming())
+        for instruction in plan.schedule.programs[self.rank]:
+            step.execute(instruction)
+        self.transport.finish_step()
+        step.record.intervals = self.pace.intervals()
+        step.record.transfer_s = self.transport.transfer_s
+        return step.record
+
+
+class _Step:
+    """The values, gradients and activations of one step in flight."""
+
+    def __init__(self, runner: Runner, plan: Plan, micros: list[list[torch.Tensor]], seed: int):
+        self.runner = runner
+        self.plan = plan
+        self.program = runner.program
+        self.device = runner.pace.torch_device
+        self.bindings = [self.program.bindings(tensors) for tensors in micros]
+        self.sizes = [self.program.sizes(bindings) for bindings in self.bindings]
+        self.batch = [[tensor.to(self.device) for tensor in tensors] for tensors in micros]
+        sizes = plan.schedule.sizes
+        self.weights = [size / sum(sizes) for size in sizes]
+        self.fraction = [size / sizes[0] for size in sizes]
+        self.seed = seed
+        self.values: list[dict[int, torch.Tensor]] = [{} for _ in sizes]
+        self.grads: list[dict[Slot, torch.Tensor]] = [{} for _ in sizes]
+        self.passes: dict[tuple[int, int], Pass] = {}
+        self.readers_left = [dict(plan.wiring.local_readers(runner.rank, plan.schedule.stages)) for _ in sizes]
+        self.arrival = 0.0
+        self.ready = 0.0
+        self.state_bytes = float(runner.state.nbytes())
+        self.live_bytes = 0.0
+        self.record = StepRecord(peak_bytes=self.state_bytes)
+
+    def incoming(self) -> dict[int, list[Expected]]:
+        """The messages this worker will receive from each other, in order."""
+        messages = self.plan.schedule.incoming(self.runner.rank)
+        return {source: [self._expected(send) for send in sends] for source, sends in messages.items()}
+
+    def _expected(self, send: Instruction) -> Expected:
+        ops = self._ops_of(send, self.runner.rank)
+        bindings = self.bindings[send.micro]
+        layouts = [Layout(self.program.shape(op, bindings), self.program.dtype(op)) for op in ops]
+        return Expected((send.direction, send.stage, send.micro), layouts)
+
+    def _ops_of(self, message: Instruction, target: int) -> list[int]:
+        if message.direction == FORWARD:
+            return self.plan.wiring.values.get((message.stage, target), [])
+        return [slot.op for slot in self.plan.wiring.gradients.get((message.stage, target), [])]
+
+    def execute(self, instruction: Instruction) -> None:
+        """Do one instruction."""
+        if instruction.kind == "receive":
+            self._receive(instruction)
+        elif instruction.kind == "send":
+            self._send(instruction)
+        else:
+            self.runner.pace.begin(self.arrival)
+            self.arrival = 0.0
+            seconds = {"forward": self._forward, "backward": self._backward, "update": self._update}[instruction.kind](
+                instruction
+            )
+            self.ready = self.runner.pace.end(seconds)
+            self.record.instructions.append(instruction)
+
+    def _receive(self, message: Instruction) -> None:
+        tensors, arrival = self.runner.transport.receive((message.direction, message.stage, message.micro))
+        self.arrival = max(self.arrival, arrival)
+        if message.direction == FORWARD:
+            ops = self.plan.wiring.values[message.stage, self.runner.rank]
+            self.values[message.micro].update(zip(ops, tensors, strict=True))
+        else:
+            slots = self.plan.wiring.gradients[message.stage, self.runner.rank]
+            self.grads[message.micro].update(zip(slots, tensors, strict=True))
+
+    def _send(self, message: Instruction) -> None:
+        micro, key = message.micro, (message.stage, message.peer)
+        if message.direction == FORWARD:
+            ops = self.plan.wiring.values.get(key, [])
+            tensors = [self.values[micro][op] for op in ops]
+            self.runner.transport.send(message.peer, tensors, self.ready)
+            for op in ops:
+                self._read(micro, op)
+        else:
+            tensors = [self.grads[micro].pop(slot) for slot in self.plan.wiring.gradients.get(key, [])]
+            self.runner.transport.send(message.peer, tensors, self.ready)
+
+    def _read(self, micro: int, op: int) -> None:
+        """One reader fewer; the value is dropped after its last."""
+        self.readers_left[micro][op] -= 1
+        if self.readers_left[micro][op] == 0:
+            del self.values[micro][op]
+
+    def _forward(self, instruction: Instruction) -> float:
+        stage, micro = instruction.stage, instruction.micro
+        segment = self.plan.segments[stage]
+        self._hold(stage, micro)
+        values, kept = segment.forward(lambda argument: self._fetch(argument, micro))
+        for op in segment.reads:
+            self._read(micro, op)
+        if self.program.output in values:
+            self.record.losses[micro] = values[self.program.output]
+            loss = values[self.program.output]
+            self.grads[micro][Slot(self.program.output, LOSS)] = torch.full_like(loss, self.weights[micro])
+        self.values[micro].update({op: v for op, v in values.items() if self.readers_left[micro].get(op)})
+        if self.plan.schedule.stages.has_backward[stage]:
+            self.passes[stage, micro] = kept
+        else:
+            self._release(stage, micro)
+        return self.plan.forward_s[stage] * self.fraction[micro]
+
+    def _hold(self, stage: int, micro: int) -> None:
+        self.live_bytes += self.plan.live_bytes[stage] * self.fraction[micro]
+        total = self.state_bytes + self.live_bytes
+        self.record.peak_bytes = max(self.record.peak_bytes, total)
+        if total > self.runner.capacity_bytes:
+            ops = [self.program.graph.names[op] for op in self.plan.segments[stage].ops]
+            raise OutOfMemory(
+                f"{self.runner.name}: {total / 2**20:.1f} MiB needed for microbatch {micro} of ops {ops[0]}…{ops[-1]}, "
+                f"{self.runner.capacity_bytes / 2**20:.1f} MiB there"
+            )
+
+    def _release(self, stage: int, micro: int) -> None:
+        self.live_bytes -= self.plan.live_bytes[stage] * self.fraction[micro]
+
+    def _fetch(self, argument: Argument, micro: int) -> Any:
+        kind, key = argument
+        if kind == "leaf":
+            return self.values[micro][key.op]
+        if kind == "value":
+            return self.values[micro][key]
+        if kind == "batch":
+            return self.batch[micro][key]
+        if kind == "size":
+            return self.sizes[micro][key]
+        if kind == "seed":
+            return self.seed * len(self.batch) + micro
+        placeholder, op = key
+        name = self.program.parameters.get(placeholder) or self.program.buffers.get(placeholder)
+        if name is None:
+            return self.program.constants[placeholder].to(self.device)
+        return self.runner.state.tensor_for(name, op)
+
+    def _backward(self, instruction: Instruction) -> float:
+        stage, micro = instruction.stage, instruction.micro
+        segment = self.plan.segments[stage]
+        mine = self.grads[micro]
+        kept = self.passes.pop((stage, micro))
+        grads = {slot: mine.pop(slot) for slot in list(kept.roots) if slot in mine}
+        mine.update(segment.backward(kept, grads))
+        self._release(stage, micro)
+        return self.plan.backward_s[stage] * self.fraction[micro]
+
+    def _update(self, instruction: Instruction) -> float:
+        del instruction
+        self.runner.state.update()
+        return self.plan.update_s

@@ -1,0 +1,153 @@
+"""Measured op times: every op forward and backward, one by one, on a device of this machine."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from .costs import Profile
+from .program import Program, node_inputs
+
+_UPDATE_ELEMENTS = 1 << 18
+
+
+def measure_profile(
+    program: Program,
+    tensors: dict[str, torch.Tensor],
+    batch: list[torch.Tensor],
+    device: torch.device | str = "cpu",
+    repeats: int = 5,
+    progress: Callable[[int], None] | None = None,
+) -> Profile:
+    """Run every op alone and take the median of its times.
+
+    Args:
+        program: the captured model.
+        tensors: parameters and buffers by name; they are copied, never changed.
+        batch: one microbatch of `program.graph.batch_size` samples, in the order of `Program.inputs`.
+        device: where to run.
+        repeats: timed runs of each op, after one to warm up.
+        progress: called with the number of each op when it is done.
+
+    Returns:
+        Seconds of each op for one microbatch.
+    """
+    run = _Run(program, tensors, batch, torch.device(device))
+    count = program.graph.num_ops
+    forward, backward = np.zeros(count), np.zeros(count)
+    for op in range(count):
+        forward[op], backward[op] = run.time(op, repeats)
+        if progress is not None:
+            progress(op)
+    return Profile(forward, backward, _update_seconds(program, torch.device(device)), "measured")
+
+
+class _Run:
+    """A forward pass in which every op's inputs are at hand to run it again."""
+
+    def __init__(
+        self, program: Program, tensors: dict[str, torch.Tensor], batch: list[torch.Tensor], device: torch.device
+    ):
+        self.program = program
+        self.device = device
+        self.position = {node: op for op, node in enumerate(program.nodes)}
+        self.values: dict[str, Any] = dict(program.sizes(program.bindings(batch)))
+        for spec, tensor in zip(program.inputs, batch, strict=True):
+            self.values[spec.placeholder] = tensor.to(device)
+        for placeholder, name in (program.parameters | program.buffers).items():
+            self.values[placeholder] = tensors[name].detach().to(device, copy=True)
+        self.values |= {name: tensor.to(device) for name, tensor in program.constants.items()}
+        self.trainable = {p for p, name in program.parameters.items() if name in program.trainable}
+        last_use = {source.name: op for op, node in enumerate(program.nodes) for source in node_inputs(node)}
+        self.dead_after: dict[int, list[str]] = {}
+        for name, op in last_use.items():
+            self.dead_after.setdefault(op, []).append(name)
+
+    def time(self, op: int, repeats: int) -> tuple[float, float]:
+        """Median seconds of an op's forward and backward; its value is kept for the ops that read it."""
+        node = self.program.nodes[op]
+        forward, backward = [], []
+        for _ in range(repeats + 1):
+            leaves = {source.name: self._leaf(source) for source in node_inputs(node)}
+            start = self._now()
+            output = self._call(node, leaves)
+            middle = self._now()
+            end = middle + self._backward(output, leaves) if self.program.graph.requires_grad[op] else middle
+            forward.append(middle - start)
+            backward.append(end - middle)
+        self.values[node.name] = _detached(output)
+        for name in self.dead_after.get(op, []):
+            if name in self.values and name not in self.program.buffers and name not in self.program.parameters:
+                del self.values[name]
+        return float(np.median(forward[1:])), float(np.median(backward[1:]))
+
+    def _leaf(self, source: fx.Node) -> Any:
+        value = self.values[source.name]
+        op = self.position.get(source)
+        needs_grad = source.name in self.trainable or (op is not None and bool(self.program.graph.requires_grad[op]))
+        if isinstance(value, torch.Tensor):
+            return value.detach().requires_grad_() if needs_grad and value.is_floating_point() else value
+        return tuple(item.detach().requires_grad_() for item in value) if isinstance(value, tuple) else value
+
+    def _call(self, node: fx.Node, leaves: dict[str, Any]) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: leaves[source.name])
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": self.device}
+        return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def _backward(self, output: Any, leaves: dict[str, Any]) -> float:
+        outputs = [t for t in _tensors(output) if t.requires_grad]
+        inputs = [t for t in _tensors(tuple(leaves.values())) if t.requires_grad]
+        if not outputs or not inputs:
+            return 0.0
+        grads = [torch.ones_like(t) for t in outputs]
+        start = self._now()
+        torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
+        return self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for item in value for t in _tensors(item)] if isinstance(value, tuple | list) else []
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    return tuple(_detached(item) for item in value) if isinstance(value, tuple | list) else value
+
+
+def _update_seconds(program: Program, device: torch.device) -> np.ndarray:
+    """Seconds of an Adam update of each op's parameters, from the rate of one large and one small tensor."""
+
+    def seconds(elements: int) -> float:
+        parameter = torch.zeros(elements, device=device, requires_grad=True)
+        parameter.grad = torch.ones_like(parameter)
+        optimizer = torch.optim.Adam([parameter])
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            optimizer.step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+        return float(np.median(times[1:]))
+
+    small, large = seconds(1), seconds(_UPDATE_ELEMENTS)
+    per_byte = max(0.0, large - small) / (4 * _UPDATE_ELEMENTS)
+    tensors = np.zeros(program.graph.num_ops)
+    counted: set[str] = set()
+    for op, node in enumerate(program.nodes):
+        names = {program.parameters[s.name] for s in node_inputs(node) if s.name in program.parameters}
+        tensors[op] = len((names & program.trainable) - counted)
+        counted |= names
+    return small * tensors + per_byte * program.graph.parameter_bytes
