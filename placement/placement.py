@@ -132,9 +132,6 @@ def check_placement(placement: Placement, graph: Graph, topology: Topology, wher
 
 def colocate(devices: Sequence[int] | NDArray[np.int64], graph: Graph) -> NDArray[np.int64]:
     """The nearest assignment that splits no colocation group: each group follows its first op."""
-    result = np.array(devices, np.int64)
-    labels, first = np.unique(graph.colocation, return_index=True)
-    for label, op in zip(labels, first, strict=True):
-        if label >= 0:
-            result[graph.colocation == label] = result[op]
-    return result
+    devices = np.asarray(devices, np.int64)
+    _, first, inverse = np.unique(graph.colocation, return_index=True, return_inverse=True)
+    return np.where(graph.colocation >= 0, devices[first[inverse]], devices)

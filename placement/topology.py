@@ -230,8 +230,11 @@ def _devices(rows: Any, where: str) -> tuple[Device, ...]:
         here = f"{where}: device {row.get('name', position)}"
         check_fields(row, ["name", "kind", "memory_bytes"], ["speed", "overhead_s", "host", "index", "cores"], here)
         cores = row.get("cores", [])
-        if not isinstance(cores, list) or not all(isinstance(core, int) and core >= 0 for core in cores):
+        if not isinstance(cores, list) or not all(type(core) is int and core >= 0 for core in cores):
             raise SegueError(f"{here}: cores must be a list of core numbers, got {cores!r}")
+        index = row.get("index", 0)
+        if type(index) is not int or index < 0:
+            raise SegueError(f"{here}: index must be a CUDA device number, got {index!r}")
         devices.append(
             Device(
                 name=str(row["name"]),
@@ -240,7 +243,7 @@ def _devices(rows: Any, where: str) -> tuple[Device, ...]:
                 speed=number(row.get("speed", 1.0), "speed", here, above=0),
                 overhead_s=number(row.get("overhead_s", 0.0), "overhead_s", here, least=0),
                 host=str(row.get("host", "localhost")),
-                index=int(number(row.get("index", 0), "index", here, least=0)),
+                index=index,
                 cores=tuple(cores),
             )
         )

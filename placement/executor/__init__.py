@@ -3,6 +3,7 @@
 from .executor import Executor
 from .launch import WorkerFailed, join, launch
 from .migration import MoveFailed, MoveReport
+from .probe import probe_links
 from .runner import OutOfMemory
 
-__all__ = ["Executor", "MoveFailed", "MoveReport", "OutOfMemory", "WorkerFailed", "join", "launch"]
+__all__ = ["Executor", "MoveFailed", "MoveReport", "OutOfMemory", "WorkerFailed", "join", "launch", "probe_links"]

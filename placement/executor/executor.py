@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Executor:
         topology: the devices, as many as there are workers.
         microbatches: parts that a batch is cut into.
         placement: where to start; by default everything on device 0.
-        profile: op times of one microbatch on a device of speed 1; measured on worker 0 if not given.
+        profile: op times of one microbatch on a device of speed 1, or a file of them; measured on worker 0 if not given.
         seed: of the random numbers that ops draw.
 
     Raises:
@@ -58,7 +59,7 @@ class Executor:
         loss_fn: Callable[..., torch.Tensor] | None = None,
         microbatches: int = 1,
         placement: Placement | None = None,
-        profile: Profile | None = None,
+        profile: Profile | str | PathLike | None = None,
         seed: int = 0,
     ):
         self.rank = dist.get_rank()
@@ -79,7 +80,7 @@ class Executor:
         self._pace = make_pace(device)
         self._transport = Transport(topology, self.rank, self._pace.torch_device)
         self._state = State(self.program, model, optimizer, self._pace.torch_device)
-        self.profile = profile if profile is not None else self._measure_profile(micro)
+        self.profile = self._profile(profile, micro)
         self._slow = np.ones(topology.num_devices)
         self._set_costs()
         self._runner = Runner(
@@ -105,7 +106,9 @@ class Executor:
         if len(set(hashes)) > 1:
             raise SegueError("model: the workers captured different graphs; build the same model on each of them")
 
-    def _measure_profile(self, micro: list[torch.Tensor]) -> Profile:
+    def _profile(self, given: Profile | str | PathLike | None, micro: list[torch.Tensor]) -> Profile:
+        if given is not None:
+            return given if isinstance(given, Profile) else Profile.load(given, self.graph)
         box: list[Any] = [None]
         if self.rank == 0:
             box[0] = measure_profile(self.program, self._state.initial, micro, self._pace.torch_device)
@@ -197,10 +200,7 @@ class Executor:
         end = max((interval.end_s for interval in record.intervals), default=0.0)
         busy = sum(interval.end_s - interval.start_s for interval in record.intervals)
         row = [loss, end, busy, record.transfer_s, record.peak_bytes, float(self._pace.overruns)]
-        mine = torch.tensor(row, dtype=torch.float64)
-        table = torch.empty(self.topology.num_devices, len(row), dtype=torch.float64)
-        dist.all_gather_into_tensor(table.view(-1), mine)
-        columns = table.numpy()
+        columns = self._table(row)
         self.overruns = int(columns[:, 5].sum())
         self.report = StepReport(
             step_time_s=float(columns[:, 1].max()),
@@ -212,6 +212,12 @@ class Executor:
             timeline=self._timeline(record, plan.schedule) if timeline else (),
         )
         return float(columns[:, 0].sum())
+
+    def _table(self, row: list[float]) -> np.ndarray:
+        """A row of numbers from every worker, `float64[d, len(row)]`."""
+        rows = [torch.empty(len(row), dtype=torch.float64) for _ in self.topology.devices]
+        dist.all_gather(rows, torch.tensor(row, dtype=torch.float64))
+        return torch.stack(rows).numpy()
 
     @property
     def source(self) -> str:
@@ -252,9 +258,7 @@ class Executor:
         self.placement = placement
         self._plans.clear()
         self._plan(part_sizes(self.batch_size, self.micro_size))
-        pause = torch.tensor([time.monotonic() - start, sent], dtype=torch.float64)
-        table = torch.empty(self.topology.num_devices, 2, dtype=torch.float64)
-        dist.all_gather_into_tensor(table.view(-1), pause)
+        table = self._table([time.monotonic() - start, sent])
         return MoveReport(ops, int(table[:, 1].sum()), float(table[:, 0].max()))
 
     def moved_bytes(self, placement: Placement) -> float:

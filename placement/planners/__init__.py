@@ -1,0 +1,6 @@
+"""Classical planners: manual configurations, heuristics and searches, all behind `plan(name, clock)`."""
+
+from .plan import Plan
+from .registry import MANUAL, PLANNERS, expand, plan
+
+__all__ = ["MANUAL", "PLANNERS", "Plan", "expand", "plan"]

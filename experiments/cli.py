@@ -1,0 +1,156 @@
+"""The command line."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ..placement.errors import SegueError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (2 for bad input, 130 after Ctrl-C)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.command(options)
+    except SegueError as error:
+        print(f"segue: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("segue: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="segue",
+        description="An RL placement agent: moves a PyTorch model's operators between devices while it trains.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_train(commands)
+    _add_compare(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="train a model; the agent moves its operators while it trains",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    run.set_defaults(command=_run)
+    run.add_argument("--model", default="inception", help="zoo name, or path/to/file.py:function")
+    run.add_argument("--data", default="digits", help="digits, or imagefolder:PATH")
+    run.add_argument("--topology", default="auto", help="auto, this-machine, a preset, or a .yaml file")
+    run.add_argument("--start", default="equal-layers", help="manual configuration or placement file to start from")
+    run.add_argument("--agent", choices=("on", "off"), default="on", help="off: stay where the run starts")
+    run.add_argument("--steps", type=int, default=240, help="training steps")
+    run.add_argument("--batch-size", type=int, default=64, help="samples a step")
+    run.add_argument("--microbatches", type=int, default=4, help="parts that a batch is cut into")
+    run.add_argument("--image-size", type=int, default=32, help="pixels a side")
+    run.add_argument("--learning-rate", type=float, default=1e-3, help="of AdamW")
+    run.add_argument("--seed", type=int, default=0, help="of weights, data order, dropout and policy")
+    run.add_argument(
+        "--slow",
+        action="append",
+        metavar="DEVICE@STEP:FACTOR",
+        help="slow an emulated device from a step on; may be given again; 'none' for no slow-down "
+        "(default: the fastest device 3x slower from the middle of the run)",
+    )
+    run.add_argument("--policy", default="", help="pretrained weights; the shipped ones by default")
+    run.add_argument("--profile", default="", help="op times of an earlier run (its profile.json) instead of measuring")
+    run.add_argument("--evaluations", type=int, default=600, help="simulated placements a decision")
+    run.add_argument("--checkpoint-every", type=int, default=50, help="steps between checkpoints")
+    run.add_argument("--run-dir", default="", help="folder to write to (default: runs/DATE-TIME)")
+    run.add_argument(
+        "--resume", metavar="RUN_DIR", default="", help="go on with a stopped run; other options are its own"
+    )
+    run.add_argument("--verify", action="store_true", help="afterwards, compare the losses with plain PyTorch's")
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a placement policy in the simulator",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    train.set_defaults(command=_train)
+    train.add_argument("--preset", default="default", help="size of network and training")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--timesteps", type=int, default=0, help="environment steps; the preset's by default")
+    train.add_argument("--out", default="policy.safetensors", help="where the weights go")
+    train.add_argument("--log-dir", default="", help="checkpoints, to go on after an interruption")
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="compare manual configurations, planners and the agent on a model (simulated)",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    compare.set_defaults(command=_compare)
+    compare.add_argument("--model", default="inception", help="zoo name, or path/to/file.py:function")
+    compare.add_argument("--topology", default="emulated-4", help="a preset, this-machine, or a .yaml file")
+    compare.add_argument("--batch-size", type=int, default=64)
+    compare.add_argument("--microbatches", type=int, default=4)
+    compare.add_argument("--image-size", type=int, default=32)
+    compare.add_argument("--evaluations", type=int, default=1000, help="simulated placements for each search")
+    compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument("--json", default="", help="also write the rows to this file")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .run import resume_run, start_run
+    from .run_config import RunConfig, SlowDown, find_topology
+
+    if options.resume:
+        return resume_run(options.resume, {}, verify=options.verify)
+    for name in ("steps", "batch_size", "microbatches", "image_size", "evaluations", "checkpoint_every"):
+        if getattr(options, name) < 1:
+            raise SegueError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(options, name)}")
+    if not options.learning_rate > 0:
+        raise SegueError(f"--learning-rate must be > 0, got {options.learning_rate:g}")
+    if options.microbatches > options.batch_size:
+        raise SegueError(
+            f"--microbatches must be at most --batch-size ({options.batch_size}), got {options.microbatches}"
+        )
+    topology = find_topology(options.topology)
+    slow = [text for text in options.slow or [] if text != "none"]
+    if options.slow is None and topology.devices[0].kind == "emulated" and topology.num_devices > 1:
+        fastest = max(topology.devices, key=lambda device: device.speed)
+        slow = [f"{fastest.name}@{options.steps // 2}:3"]
+    config = RunConfig(
+        model=options.model,
+        data=options.data,
+        topology=topology.to_record(),
+        start=options.start,
+        agent=options.agent == "on",
+        steps=options.steps,
+        batch_size=options.batch_size,
+        microbatches=options.microbatches,
+        image_size=options.image_size,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        slow=tuple(SlowDown.parse(text, topology, options.steps) for text in slow),
+        policy=options.policy,
+        profile=options.profile,
+        evaluations=options.evaluations,
+        checkpoint_every=options.checkpoint_every,
+        run_dir=options.run_dir or time.strftime("runs/%Y%m%d-%H%M%S"),
+    )
+    return start_run(config, verify=options.verify)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .train_policy import train_policy
+
+    return train_policy(options)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .compare import compare_command
+
+    return compare_command(options)

@@ -1,0 +1,90 @@
+"""`contiguous`: the best pipeline of consecutive ops, one run per device."""
+
+from itertools import islice, permutations
+
+import numpy as np
+
+from ..clock import SimulatedClock
+from .plan import MEMORY_SHARES, Devices, Evaluator, Floats, at_leaders, leaders
+from .split import Line, prefix_sums, split
+
+MOST_ORDERS = 24
+
+
+def contiguous(evaluator: Evaluator, rng: np.random.Generator) -> None:
+    """Exact dynamic program over contiguous splits of the topological order.
+
+    It minimises the slowest run's seconds per microbatch, its own ops and what crosses the cut before it, over unequal
+    devices and links: PipeDream's formulation (Narayanan et al., SOSP 2019) without replication. The devices take their
+    runs in the order given and in other orders (all of them up to four devices); the clock picks among the results.
+    Splits are made to fit memory where any do.
+    """
+    clock = evaluator.clock
+    for order in _orders(clock, rng):
+        for share in MEMORY_SHARES:
+            if not evaluator.left:
+                return
+            bottleneck, positions = split(make_line(clock, order, share))
+            if np.isfinite(bottleneck):
+                overflow, _ = evaluator(order[positions])
+                if not overflow:
+                    break
+
+
+def make_line(clock: SimulatedClock, order: Devices, memory_share: float = 1.0) -> Line:
+    """The clock's costs as a sequence of ops and devices, whole colocation groups at their first op.
+
+    Args:
+        clock: graph, topology and costs.
+        order: devices in the order in which they take their runs, `int64[d]`.
+        memory_share: how much of each device's memory its run may take. Activations are counted for as many microbatches
+            as 1F1B keeps alive so far from the end.
+    """
+    graph, costs, topology = clock.graph, clock.costs, clock.topology
+    seconds = costs.forward_s + costs.backward_s + costs.update_s / clock.microbatches
+    ahead = len(order) - np.arange(len(order)) + clock.run_ahead
+    live = np.minimum(ahead, clock.microbatches)
+    state, saved = at_leaders(costs.state_bytes, graph), at_leaders(graph.saved_bytes, graph)
+    count, size = _crossing(clock, np.ones(graph.num_ops))
+    grad_count, grad_size = _crossing(clock, graph.requires_grad.astype(float))
+    latency = topology.latency_s[np.ix_(order, order)][..., None]
+    per_byte = topology.seconds_per_byte[np.ix_(order, order)][..., None]
+    forward = (count > 0) * latency + size * per_byte
+    backward = (grad_count > 0) * latency.swapaxes(0, 1) + grad_size * per_byte.swapaxes(0, 1)
+    return Line(
+        seconds=prefix_sums(np.ascontiguousarray(at_leaders(seconds, graph)[:, order].T)),
+        fixed=2 * topology.overhead_s[order],
+        cross=forward + backward,
+        held=prefix_sums(state + live[:, None] * saved),
+        received=live[:, None] * size,
+        capacity=memory_share * topology.memory_bytes[order],
+    )
+
+
+def _crossing(clock: SimulatedClock, travels: Floats) -> Floats:
+    """How many values are needed on both sides of each cut, and their bytes, `float64[2, n + 1]`.
+
+    Args:
+        clock: whose graph is cut.
+        travels: 1 for each op whose value counts, 0 for the others.
+    """
+    graph = clock.graph
+    position = leaders(graph)
+    first, last = position.copy(), position.copy()
+    np.minimum.at(first, graph.edges[:, 0], position[graph.edges[:, 1]])
+    np.maximum.at(last, graph.edges[:, 0], position[graph.edges[:, 1]])
+    change = np.zeros((2, graph.num_ops + 2))
+    for row, column in enumerate((travels, travels * graph.output_bytes)):
+        np.add.at(change[row], first + 1, column)
+        np.add.at(change[row], last + 1, -column)
+    return np.maximum(np.cumsum(change, axis=1)[:, : graph.num_ops + 1], 0.0)
+
+
+def _orders(clock: SimulatedClock, rng: np.random.Generator) -> list[Devices]:
+    """Device orders to try, the given one first."""
+    count = clock.topology.num_devices
+    if count <= 4:
+        return [np.array(order) for order in islice(permutations(range(count)), MOST_ORDERS)]
+    fastest = np.argsort(-clock.topology.speed, kind="stable")
+    orders = [np.arange(count), np.arange(count)[::-1], fastest, fastest[::-1]]
+    return orders + [rng.permutation(count) for _ in range(MOST_ORDERS - len(orders))]

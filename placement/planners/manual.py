@@ -1,0 +1,90 @@
+"""Manual configurations: the splits that people write down, or get from a tool that counts layers or bytes."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..clock import SimulatedClock
+from ..graph import Graph
+from .plan import Devices, Floats, at_leaders
+from .split import balanced
+
+
+def single(clock: SimulatedClock, device: int) -> Devices:
+    """Everything on one device."""
+    return np.full(clock.graph.num_ops, device, np.int64)
+
+
+def round_robin(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
+    """Ops dealt out one by one, as TensorFlow's `replica_device_setter` deals out variables."""
+    del rng
+    return np.arange(clock.graph.num_ops) % clock.topology.num_devices
+
+
+def random_devices(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
+    """A device for every op, drawn uniformly."""
+    return rng.integers(clock.topology.num_devices, size=clock.graph.num_ops)
+
+
+def equal_layers(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
+    """Contiguous, an equal number of layers (leaf modules with parameters) per device, the way people split by hand.
+
+    It is also DeepSpeed's `uniform` partition. Ops without parameters follow the layer before them; a graph without
+    modules is cut into equal numbers of ops.
+    """
+    del rng
+    layer = layers(clock.graph)
+    count = int(layer.max()) + 1
+    if count == 1:
+        layer, count = np.arange(clock.graph.num_ops), clock.graph.num_ops
+    return layer * clock.topology.num_devices // max(count, clock.topology.num_devices)
+
+
+def equal_parameters(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
+    """Contiguous, parameter bytes balanced: DeepSpeed's `parameters` partition (Rasley et al., KDD 2020)."""
+    del rng
+    return _balanced_or_by_count(clock, clock.graph.parameter_bytes)
+
+
+def equal_time(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
+    """Contiguous, compute time balanced as if all devices were equally fast, as torchgpipe's `balance_by_time` does."""
+    del rng
+    return _balanced_or_by_count(clock, _compute(clock).mean(axis=1))
+
+
+def speed_proportional(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
+    """Contiguous, compute time in proportion to the devices' speed: every device computes for the same time."""
+    del rng
+    return balanced(np.ascontiguousarray(at_leaders(_compute(clock), clock.graph).T))
+
+
+def layers(graph: Graph) -> Devices:
+    """The layer of every op, `int64[n]`: counts up at the first op of each module that has parameters of its own."""
+    with_parameters = {m for m, size in zip(graph.modules, graph.parameter_bytes, strict=True) if m and size > 0}
+    seen: set[str] = set()
+    result = np.zeros(graph.num_ops, np.int64)
+    for op, module in enumerate(graph.modules):
+        if module in with_parameters:
+            seen.add(module)
+        result[op] = max(0, len(seen) - 1)
+    return result
+
+
+def _compute(clock: SimulatedClock) -> Floats:
+    """Forward and backward seconds of every op on every device, `float64[n, d]`."""
+    return clock.costs.forward_s + clock.costs.backward_s
+
+
+def _balanced_or_by_count(clock: SimulatedClock, weights: Floats) -> Devices:
+    if not weights.any():
+        weights = np.ones(clock.graph.num_ops)
+    return balanced(np.tile(at_leaders(weights, clock.graph), (clock.topology.num_devices, 1)))
+
+
+CONFIGURATIONS: dict[str, Callable[[SimulatedClock, np.random.Generator], Devices]] = {
+    "round-robin": round_robin,
+    "equal-layers": equal_layers,
+    "equal-parameters": equal_parameters,
+    "equal-time": equal_time,
+    "speed-proportional": speed_proportional,
+}

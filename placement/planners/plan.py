@@ -1,0 +1,94 @@
+"""`Plan`: what a planner returns, and `Evaluator`: how planners ask the clock."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..clock import SimulatedClock
+from ..errors import SegueError
+from ..graph import Graph
+
+Devices = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# Constructive planners estimate memory (they do not see when activations live); what overflows is tried again with less.
+MEMORY_SHARES = (1.0, 0.9, 0.75, np.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """An op-to-device map and what it cost to find.
+
+    Attributes:
+        planner: name that `plan` was called with.
+        devices: device of every op, `int64[n]`, no colocation group split.
+        step_time_s: simulated seconds of one step.
+        overflow_bytes: bytes by which the tightest device's memory is exceeded; 0 if everything fits.
+        evaluations: placements priced on the clock.
+        planning_s: wall-clock seconds spent.
+    """
+
+    planner: str
+    devices: Devices
+    step_time_s: float
+    overflow_bytes: float
+    evaluations: int
+    planning_s: float
+
+    @property
+    def feasible(self) -> bool:
+        """Whether everything fits into memory."""
+        return self.overflow_bytes == 0
+
+
+class Evaluator:
+    """Prices placements on a clock, counts them, and keeps the best: the least overflow, then the shortest step.
+
+    Args:
+        clock: what prices.
+        evaluations: how many placements may be priced.
+
+    Attributes:
+        clock: what prices.
+        used: placements priced so far.
+        best: `(overflow_bytes, step_time_s)` of the best so far, infinite before the first.
+        devices: the best placement so far.
+    """
+
+    def __init__(self, clock: SimulatedClock, evaluations: int):
+        if evaluations < 1:
+            raise SegueError(f"evaluations must be >= 1, got {evaluations}")
+        self.clock = clock
+        self.used = 0
+        self.best = (float("inf"), float("inf"))
+        self.devices: Devices = np.zeros(clock.graph.num_ops, np.int64)
+        self._limit = evaluations
+        self._leaders = leaders(clock.graph)
+
+    @property
+    def left(self) -> int:
+        """Placements that may still be priced."""
+        return self._limit - self.used
+
+    def __call__(self, devices: Devices) -> tuple[float, float]:
+        """`(overflow_bytes, step_time_s)` of a map; each colocation group follows its first op, as in `colocate`."""
+        devices = np.ascontiguousarray(devices[self._leaders], np.int64)
+        step_time, overflow = self.clock.evaluate(devices)
+        self.used += 1
+        if (overflow, step_time) < self.best:
+            self.best, self.devices = (overflow, step_time), devices
+        return overflow, step_time
+
+
+def leaders(graph: Graph) -> Devices:
+    """For every op the first op of its colocation group (itself where it is free), `int64[n]`."""
+    _, first, inverse = np.unique(graph.colocation, return_index=True, return_inverse=True)
+    return np.where(graph.colocation >= 0, first[inverse], np.arange(graph.num_ops))
+
+
+def at_leaders(values: Floats, graph: Graph) -> Floats:
+    """Costs of whole colocation groups, `[n, ...]`: the sum at the first op of each group, 0 at the others."""
+    result = np.zeros_like(values, dtype=float)
+    np.add.at(result, leaders(graph), values)
+    return result
