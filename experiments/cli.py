@@ -4,9 +4,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..placement.errors import SegueError
+
+if TYPE_CHECKING:
+    from .run_config import RunConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,15 +77,22 @@ def _add_run(commands: Any) -> None:
 def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
-        help="train a placement policy in the simulator",
+        help="train a placement policy, in the simulator or on a live run",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     train.set_defaults(command=_train)
-    train.add_argument("--preset", default="default", help="size of network and training")
+    train.add_argument("--clock", choices=("simulated", "measured"), default="simulated", help="what rewards come from")
+    train.add_argument("--preset", default="", help="default, quick, tiny or finetune (by default what fits the clock)")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--timesteps", type=int, default=0, help="environment steps; the preset's by default")
+    train.add_argument("--timesteps", type=int, default=0, help="environment steps; 0: the preset's")
     train.add_argument("--out", default="policy.safetensors", help="where the weights go")
-    train.add_argument("--log-dir", default="", help="checkpoints, to go on after an interruption")
+    train.add_argument("--log-dir", default="", help="checkpoints; an interrupted training goes on from there")
+    train.add_argument("--tensorboard", action="store_true", help="write TensorBoard curves to --log-dir")
+    train.add_argument("--policy", default="", help="weights to go on from (with --clock measured: the shipped ones)")
+    train.add_argument("--model", default="inception", help="with --clock measured: what to train on the devices")
+    train.add_argument("--data", default="digits", help="with --clock measured")
+    train.add_argument("--topology", default="auto", help="with --clock measured")
+    train.add_argument("--start", default="equal-layers", help="with --clock measured")
 
 
 def _add_compare(commands: Any) -> None:
@@ -99,15 +109,26 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--image-size", type=int, default=32)
     compare.add_argument("--evaluations", type=int, default=1000, help="simulated placements for each search")
     compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument("--policy", default="", help="pretrained weights; the shipped ones by default")
     compare.add_argument("--json", default="", help="also write the rows to this file")
 
 
 def _run(options: argparse.Namespace) -> int:
     from .run import resume_run, start_run
-    from .run_config import RunConfig, SlowDown, find_topology
 
     if options.resume:
-        return resume_run(options.resume, {}, verify=options.verify)
+        return resume_run(options.resume, verify=options.verify)
+    return start_run(run_config(options), verify=options.verify)
+
+
+def run_config(options: argparse.Namespace) -> "RunConfig":
+    """The configuration that the options of `segue run` describe.
+
+    Raises:
+        SegueError: naming the option that is wrong.
+    """
+    from .run_config import RunConfig, SlowDown, find_topology
+
     for name in ("steps", "batch_size", "microbatches", "image_size", "evaluations", "checkpoint_every"):
         if getattr(options, name) < 1:
             raise SegueError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(options, name)}")
@@ -122,7 +143,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.slow is None and topology.devices[0].kind == "emulated" and topology.num_devices > 1:
         fastest = max(topology.devices, key=lambda device: device.speed)
         slow = [f"{fastest.name}@{options.steps // 2}:3"]
-    config = RunConfig(
+    return RunConfig(
         model=options.model,
         data=options.data,
         topology=topology.to_record(),
@@ -141,7 +162,6 @@ def _run(options: argparse.Namespace) -> int:
         checkpoint_every=options.checkpoint_every,
         run_dir=options.run_dir or time.strftime("runs/%Y%m%d-%H%M%S"),
     )
-    return start_run(config, verify=options.verify)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -151,6 +171,6 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from .compare import compare_command
+    from .compare_command import compare_command
 
     return compare_command(options)

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,13 +254,13 @@ def check_losses(config: RunConfig) -> int:
     return 0 if good else 1
 
 
-def resume_run(folder: str, changes: dict[str, Any], *, verify: bool = False) -> int:
+def resume_run(folder: str, *, verify: bool = False) -> int:
     """Go on with a run from its last checkpoint.
 
     Raises:
         SegueError: if there is nothing to go on with.
     """
-    config = replace(RunConfig.load(folder), **changes)
+    config = RunConfig.load(folder)
     if not (Path(folder) / CHECKPOINT).exists():
         raise SegueError(f"--resume {folder}: no checkpoint there; start the run again with another --run-dir")
     return start_run(config, resume=True, verify=verify)

@@ -42,16 +42,16 @@ def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: 
         prefix: dropped from the front of parameter names and module paths (`model.` for a `TrainingStep`).
     """
     exported = _export(model, example_inputs)
-    _make_functional(exported.graph)
-    nodes = _ops(exported.graph)
-    after = _delay_buffer_updates(nodes, prefix)
     state = _State(model, exported, prefix)
+    _make_functional(exported.graph, state)
+    nodes = _ops(exported.graph)
+    _check_ops(exported.graph, nodes, state)
+    after = _delay_buffer_updates(nodes, prefix)
     batch = example_inputs[0] if len(example_inputs) == 1 else example_inputs
     leaves, in_spec = pytree.tree_flatten(batch)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     inputs = tuple(_batch_input(node, tensor) for node, tensor in zip(state.inputs, tensors, strict=True))
     costs = _FakeRun(state, dict(zip((node.name for node in state.inputs), tensors, strict=True))).run(nodes)
-    output = next(node for node in reversed(exported.graph.nodes) if node.op == "output")
     return Program(
         graph=_graph(name or type(model).__name__, nodes, after, state, costs, _batch_size(tensors), prefix),
         nodes=tuple(nodes),
@@ -59,10 +59,10 @@ def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: 
         buffers=state.buffers,
         constants=state.constants,
         inputs=inputs,
-        output=nodes.index(next(node_inputs(output))),
+        output=nodes.index(_output(exported.graph)),
         trainable=state.trainable,
         in_spec=in_spec,
-        integers={node.name: _expression(node.meta["val"]) for node in exported.graph.nodes if _is_integer(node)},
+        integers={node.name: _expression(node.meta["val"]) for node in _integers(nodes)},
     )
 
 
@@ -82,7 +82,7 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
             try:
                 return torch.export.export(model, example_inputs, strict=False)
             except Exception as error:
-                reason = str(error).strip().splitlines()[0][:300]
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
                 raise SegueError(f"model {type(model).__name__}: torch.export cannot trace it: {reason}") from error
 
 
@@ -128,6 +128,11 @@ def _is_integer(node: fx.Node) -> bool:
     )
 
 
+def _integers(nodes: list[fx.Node]) -> dict[fx.Node, None]:
+    """The computed sizes that ops take, in order."""
+    return dict.fromkeys(source for node in nodes for source in node_inputs(node) if _is_integer(source))
+
+
 def _expression(value: Any) -> Any:
     return value.node.expr if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else value
 
@@ -156,11 +161,51 @@ def _ops(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "call_function" and node in needed and not _is_integer(node)]
 
 
+def _output(graph: fx.Graph) -> fx.Node | None:
+    """The node whose value is the loss, or the first output."""
+    return next(node_inputs(next(node for node in reversed(graph.nodes) if node.op == "output")), None)
+
+
+def _check_ops(graph: fx.Graph, nodes: list[fx.Node], state: _State) -> None:
+    """Raise `SegueError` for what has no form as single ops whose sizes follow from the batch's."""
+    if _output(graph) not in nodes:
+        raise SegueError("model: the first output must be a tensor that the model computes")
+    known = {symbol for node in state.inputs for size in _symbols(node) for symbol in size.free_symbols}
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise SegueError(
+                f"model: {node.name}: a {node.target} region (torch.no_grad, torch.autocast or control flow in the "
+                "forward pass) cannot be captured; use detach() or move it out of forward"
+            )
+    for node in (*nodes, *_integers(nodes)):
+        if any(not size.free_symbols <= known for size in _symbols(node)):
+            raise SegueError(
+                f"model: {node.name}: the size or number that {_kind(node)} computes depends on the batch's values; "
+                "only sizes that follow from the batch's shapes can be captured"
+            )
+
+
+def _symbols(node: fx.Node) -> list[Any]:
+    """Symbolic sizes and numbers in a node's value."""
+    values = []
+    for leaf in pytree.tree_leaves(node.meta.get("val")):
+        values.extend(map(_expression, leaf.shape if isinstance(leaf, torch.Tensor) else [leaf]))
+    return [value for value in values if hasattr(value, "free_symbols")]
+
+
+def _changed(node: fx.Node) -> fx.Node | None:
+    """The placeholder that an in-place op changes, at once or through other in-place ops."""
+    base = node
+    while base.op == "call_function" and _mutates(base):
+        first = next(node_inputs(base), None)
+        if first is None:
+            return None
+        base = first
+    return base if base is not node and base.op == "placeholder" else None
+
+
 def _changes_buffer(node: fx.Node) -> bool:
-    if not _mutates(node):
-        return False
-    first = next(node_inputs(node), None)
-    return first is not None and first.op == "placeholder"
+    return _changed(node) is not None
 
 
 def _delay_buffer_updates(nodes: list[fx.Node], prefix: str) -> dict[fx.Node, fx.Node]:
@@ -175,26 +220,30 @@ def _delay_buffer_updates(nodes: list[fx.Node], prefix: str) -> dict[fx.Node, fx
     for node in [node for node in nodes if _changes_buffer(node) and not node.users]:
         position = nodes.index(node)
         module = _module(node, prefix)
-        target = next((n for n in nodes[position + 1 :] if module and _module(n, prefix) == module), None)
-        if target is not None and target not in after:
+        later = (n for n in nodes[position + 1 :] if not _changes_buffer(n))
+        target = next((n for n in later if module and _module(n, prefix) == module), None)
+        if target is not None:
             nodes.remove(node)
             nodes.insert(nodes.index(target) + 1, node)
             after[node] = target
     return after
 
 
-def _make_functional(graph: fx.Graph) -> None:
-    """Replace in-place ops on computed values (`relu_`) by their functional forms (`relu`).
+def _make_functional(graph: fx.Graph, state: _State) -> None:
+    """Replace in-place ops on computed values and on the batch (`relu_`) by their functional forms (`relu`).
 
     The values are the same; but a value that other ops read cannot be overwritten once it may be needed on another
     device. In-place updates of buffers stay.
 
     Raises:
-        SegueError: for an in-place op on a view, or without a functional form.
+        SegueError: for an in-place op on a view or a viewed value, or without a functional form.
     """
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        if node.op != "call_function" or not _mutates(node) or _changes_buffer(node):
+        if node.op != "call_function" or not _mutates(node):
+            continue
+        changed = _changed(node)
+        if changed is not None and changed not in state.inputs:
             continue
         if node.target._schema.name.rsplit("::")[-1] in _UPDATES_BUFFERS:
             continue
@@ -203,10 +252,20 @@ def _make_functional(graph: fx.Graph) -> None:
         functional = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), node.target._overloadname, None)
         if not name.endswith("_") or functional is None or not isinstance(base, fx.Node) or _is_view(base):
             raise SegueError(f"model: {node.name}: the in-place op {name} on a view cannot be captured")
+        if any(order[user] > order[node] for view in _views(base) if order[view] < order[node] for user in view.users):
+            raise SegueError(
+                f"model: {node.name}: the in-place op {name} on a value that is also read through a view cannot be captured"
+            )
         for user in list(base.users):
             if order[user] > order[node]:
                 user.replace_input_with(base, node)
         node.target = functional
+
+
+def _views(node: fx.Node) -> list[fx.Node]:
+    """Views of a node's value, and views of those."""
+    views = [user for user in node.users if user.op == "call_function" and _is_view(user)]
+    return views + [deeper for view in views for deeper in _views(view)]
 
 
 _UPDATES_BUFFERS = {"batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit"}
@@ -334,7 +393,7 @@ def _graph(
     edges = [
         (position[source], op)
         for node, op in position.items()
-        for source in (*node_inputs(node), *([after[node]] if node in after else []))
+        for source in (*node_inputs(node), *([after[node]] if node in after else []), *_readers(node, position))
         if source in position
     ]
     modules = [_module(node, prefix) for node in nodes]
@@ -365,6 +424,16 @@ def _graph(
     )
 
 
+def _readers(node: fx.Node, position: dict[fx.Node, int]) -> list[fx.Node]:
+    """The ops that read a buffer before this op changes it."""
+    readers: list[fx.Node] = []
+    base = node
+    while base.op == "call_function" and _mutates(base):
+        base = next(node_inputs(base))
+        readers.extend(user for user in base.users if position.get(user, len(position)) < position[node])
+    return readers
+
+
 def _colocation(
     nodes: list[fx.Node], position: dict[fx.Node, int], after: dict[fx.Node, fx.Node], state: _State
 ) -> np.ndarray:
@@ -382,7 +451,7 @@ def _colocation(
         if node.target is operator.getitem:
             together.append(position[node.args[0]])  # pyright: ignore[reportArgumentType]
         for source in node_inputs(node):
-            tensor_name = state.name(source.name)
+            tensor_name = state.name((_changed(source) or source).name)
             if tensor_name is not None:
                 together.append(first_user.setdefault(tensor_name, op))
         if node in after:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SegueError
-from .files import check_fields, check_format, read_json, write_json
+from .files import check_fields, number, read_json, text, write_json
 from .graph import Graph
 from .topology import Topology
 
@@ -53,7 +53,6 @@ class Profile:
         """
         where = str(path)
         record = read_json(path, PROFILE_FORMAT)
-        check_format(record, PROFILE_FORMAT, where)
         check_fields(record, ["format", "graph", *(f.name for f in fields(Profile))], [], where)
         if record["graph"] != graph.hash:
             raise SegueError(f"{where}: graph: taken of graph {record['graph']}, but {graph.name} is {graph.hash}")
@@ -62,14 +61,8 @@ class Profile:
             entries = record[field]
             if not isinstance(entries, dict) or set(entries) != set(graph.names):
                 raise SegueError(f"{where}: {field}: expected seconds for each op of {graph.name}")
-            try:
-                column = np.array([float(entries[name]) for name in graph.names])
-            except (TypeError, ValueError) as error:
-                raise SegueError(f"{where}: {field}: expected numbers: {error}") from error
-            if not np.all(np.isfinite(column) & (column >= 0)):
-                raise SegueError(f"{where}: {field}: seconds must be finite and >= 0")
-            columns[field] = column
-        return Profile(**columns, source=str(record["source"]))
+            columns[field] = np.array([number(entries[op], f"{field}[{op}]", where, least=0) for op in graph.names])
+        return Profile(**columns, source=text(record["source"], "source", where))
 
 
 def roofline(graph: Graph) -> Profile:

@@ -7,3 +7,6 @@ class SegueError(ValueError):
     The message is one line that names the thing, the value, and what would be right. The command line prints it
     and exits with code 2; nothing else is expected to catch it.
     """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))

@@ -41,14 +41,23 @@ def read_json(path: str | os.PathLike, expected_format: str) -> dict[str, Any]:
     Raises:
         SegueError: if the file cannot be read, is not a JSON object, or has another format.
     """
+    content = read_text(path)
     try:
-        record = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise SegueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, ValueError) as error:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise SegueError(f"{path}: not valid JSON: {error}") from error
     check_format(record, expected_format, str(path))
     return record
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a UTF-8 file, or a `SegueError` that says why it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise SegueError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SegueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def check_format(record: Any, expected_format: str, where: str) -> None:
@@ -70,6 +79,22 @@ def check_fields(record: dict[str, Any], required: Iterable[str], optional: Iter
             raise SegueError(f"{where}: {field}: unknown field; known: {', '.join(required + optional)}")
 
 
+def text(value: Any, field: str, where: str) -> str:
+    """Return a name (a whole number in YAML is one too), or raise `SegueError` naming the field."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise SegueError(f"{where}: {field} must be text, got {type(value).__name__}")
+    return check_text(str(value), field, where)
+
+
+def check_text(value: str, field: str, where: str) -> str:
+    """Return `value`, or raise `SegueError` if it cannot be written as UTF-8 (half a surrogate pair)."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise SegueError(f"{where}: {field}: {value!a} is not valid Unicode") from error
+    return value
+
+
 def number(value: Any, field: str, where: str, *, above: float | None = None, least: float | None = None) -> float:
     """Return `value` as a finite float, or raise `SegueError` naming the field and the bound it breaks."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -80,7 +105,10 @@ def number(value: Any, field: str, where: str, *, above: float | None = None, le
             value = None
         if value is None:
             raise SegueError(f"{where}: {field} must be a number")
-    value = float(value)
+    try:
+        value = float(value)
+    except OverflowError:
+        value = float("inf") if value > 0 else float("-inf")
     if not abs(value) < float("inf"):
         raise SegueError(f"{where}: {field} must be finite, got {value}")
     if above is not None and not value > above:

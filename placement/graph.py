@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SegueError
-from .files import check_fields, check_format, read_json, write_json
+from .files import check_fields, check_format, check_text, read_json, text, write_json
 
 FORMAT = "segue.graph/1"
 COSTS = (
@@ -112,7 +112,7 @@ class Graph:
         check_format(record, FORMAT, where)
         known = [field.name for field in fields(Graph)]
         check_fields(record, known, ["format"], where)
-        values: dict[str, Any] = {"name": str(record["name"])}
+        values: dict[str, Any] = {"name": text(record["name"], "name", where)}
         values["batch_size"] = _integer(record["batch_size"], "batch_size", where)
         for field in ("names", "kinds", "modules"):
             values[field] = _strings(record[field], field, where)
@@ -214,6 +214,10 @@ def check_graph(graph: Graph, where: str | None = None) -> None:
         if wrong.size:
             op = wrong[0]
             raise SegueError(f"{where}: {field}[{graph.names[op]}] must be finite and >= 0, got {values[op]}")
+    for op in np.flatnonzero(graph.colocation < -1)[:1]:
+        raise SegueError(
+            f"{where}: colocation[{graph.names[op]}] must be -1 (free) or a label >= 0, got {graph.colocation[op]}"
+        )
     _check_edges(graph, where)
 
 
@@ -232,7 +236,7 @@ def _check_edges(graph: Graph, where: str) -> None:
 def _strings(value: Any, field: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise SegueError(f"{where}: {field}: expected a list of strings")
-    return tuple(value)
+    return tuple(check_text(item, field, where) for item in value)
 
 
 def _integer(value: Any, field: str, where: str) -> int:
@@ -246,7 +250,7 @@ def _array(value: Any, dtype: Any, field: str, where: str) -> NDArray[Any]:
         array = np.asarray(value)
         if array.size == 0:
             return np.zeros(0, dtype)
-        if array.dtype.kind not in {"f": "iuf", "i": "iu", "b": "b"}[np.dtype(dtype).kind]:
+        if array.dtype.kind not in {"f": "iuf", "i": "i", "b": "b"}[np.dtype(dtype).kind]:
             raise ValueError(f"got {array.dtype}")
         if field == "edges" and (array.ndim != 2 or array.shape[1] != 2):
             raise ValueError("expected pairs (source, target)")

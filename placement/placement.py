@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SegueError
-from .files import check_fields, check_format, read_json, write_json
+from .files import check_fields, check_format, number, read_json, write_json
 from .graph import Graph
 from .topology import Topology
 
@@ -93,13 +93,18 @@ class Placement:
             raise SegueError(f"{where}: devices: expected an object of op name -> device name")
         if isinstance(microbatches, bool) or not isinstance(microbatches, int):
             raise SegueError(f"{where}: microbatches: expected a whole number, got {microbatches!r}")
-        missing = next((name for name in graph.names if name not in devices), None)
-        if missing is not None:
-            raise SegueError(f"{where}: devices: op {missing!r} has no device")
-        unknown = next((d for d in devices.values() if not isinstance(d, str) or d not in topology.index), None)
-        if unknown is not None:
-            known = ", ".join(topology.index)
-            raise SegueError(f"{where}: devices: {unknown!r} is not in the topology; known: {known}")
+        for field in ("predicted_step_time_s", "measured_step_time_s"):
+            if record.get(field) is not None:
+                number(record[field], field, where, least=0)
+        for name in graph.names:
+            if name not in devices:
+                raise SegueError(f"{where}: devices: op {name!r} has no device")
+        for name, device in devices.items():
+            if name not in graph.index:
+                raise SegueError(f"{where}: devices: {graph.name} has no op {name!r}")
+            if not isinstance(device, str) or device not in topology.index:
+                known = ", ".join(topology.index)
+                raise SegueError(f"{where}: devices: {device!r} is not in the topology; known: {known}")
         chosen = np.array([topology.index[devices[name]] for name in graph.names], np.int64)
         placement = Placement(chosen, microbatches)
         check_placement(placement, graph, topology, where)

@@ -60,6 +60,9 @@ class Program:
         if spec != self.in_spec:
             raise SegueError(f"batch: structured as {spec}, but the model was captured with {self.in_spec}")
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        if len(tensors) != len(self.inputs):
+            raise SegueError(f"batch: {len(tensors)} tensors, but the model was captured with {len(self.inputs)}")
+        sizes: dict[Any, int] = {}
         for position, (tensor, expected) in enumerate(zip(tensors, self.inputs, strict=True)):
             shape = expected.example_shape
             if tensor.dim() != len(shape) or any(
@@ -69,6 +72,12 @@ class Program:
                     f"batch: tensor {position} has shape {tuple(tensor.shape)}, captured with {shape}; "
                     f"dimensions that may vary: {sorted(expected.symbolic) or 'none'}"
                 )
+            for d, symbol in expected.symbolic.items():
+                if sizes.setdefault(symbol, tensor.shape[d]) != tensor.shape[d]:
+                    raise SegueError(
+                        f"batch: tensor {position} has shape {tuple(tensor.shape)}, but dimension {d} must be "
+                        f"{sizes[symbol]} as in the other tensors"
+                    )
         return tensors
 
     def bindings(self, tensors: list[torch.Tensor]) -> dict[Any, int]:

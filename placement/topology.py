@@ -14,7 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from .errors import SegueError
-from .files import check_fields, check_format, number, write_json, write_text
+from .files import check_fields, check_format, number, read_text, text, write_json, write_text
 
 FORMAT = "segue.topology/1"
 KINDS = ("cuda", "cpu", "emulated")
@@ -154,12 +154,12 @@ class Topology:
         Raises:
             SegueError: naming the file, the field and the reason.
         """
+        content = read_text(path)
         try:
-            record = yaml.safe_load(Path(path).read_text())
-        except OSError as error:
-            raise SegueError(f"{path}: cannot be read: {error.strerror}") from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SegueError(f"{path}: not valid YAML or JSON: {' '.join(str(error).split())}") from error
+            record = yaml.safe_load(content)
+        except Exception as error:  # besides YAMLError, whatever a tag's own parser raises: `0x_`, `!!bool maybe`
+            reason = " ".join(str(error).split())
+            raise SegueError(f"{path}: not valid YAML or JSON: {reason or type(error).__name__}") from error
         return Topology.from_record(record, str(path))
 
     @staticmethod
@@ -173,7 +173,7 @@ class Topology:
         check_fields(record, ["format", "devices"], ["name", "links", "default_link"], where)
         devices = _devices(record["devices"], where)
         links = _links(record.get("links"), record.get("default_link"), [d.name for d in devices], where)
-        topology = Topology(str(record.get("name", Path(where).stem)), devices, links)
+        topology = Topology(text(record.get("name", Path(where).stem), "name", where), devices, links)
         check_topology(topology, where)
         return topology
 
@@ -237,12 +237,12 @@ def _devices(rows: Any, where: str) -> tuple[Device, ...]:
             raise SegueError(f"{here}: index must be a CUDA device number, got {index!r}")
         devices.append(
             Device(
-                name=str(row["name"]),
-                kind=str(row["kind"]),
+                name=text(row["name"], "name", here),
+                kind=text(row["kind"], "kind", here),
                 memory_bytes=number(row["memory_bytes"], "memory_bytes", here, above=0),
                 speed=number(row.get("speed", 1.0), "speed", here, above=0),
                 overhead_s=number(row.get("overhead_s", 0.0), "overhead_s", here, least=0),
-                host=str(row.get("host", "localhost")),
+                host=text(row.get("host", "localhost"), "host", here),
                 index=index,
                 cores=tuple(cores),
             )
@@ -260,7 +260,7 @@ def _links(rows: Any, default: Any, names: list[str], where: str) -> tuple[Link,
             raise SegueError(f"{where}: links[{position}]: expected a mapping with source, target, latency_s, …")
         here = f"{where}: link {row.get('source', '?')}->{row.get('target', '?')}"
         check_fields(row, ["source", "target", "latency_s", "bandwidth_bytes_per_s"], [], here)
-        link = Link(str(row["source"]), str(row["target"]), *_speed(row, here))
+        link = Link(text(row["source"], "source", here), text(row["target"], "target", here), *_speed(row, here))
         if (link.source, link.target) in listed:
             raise SegueError(f"{here}: appears twice")
         listed[link.source, link.target] = link
@@ -279,7 +279,7 @@ def _links(rows: Any, default: Any, names: list[str], where: str) -> tuple[Link,
 
 def _speed(row: dict[str, Any], where: str) -> tuple[float, float]:
     latency = number(row["latency_s"], "latency_s", where, least=0)
-    bandwidth = row["bandwidth_bytes_per_s"]
-    if isinstance(bandwidth, int | float) and not isinstance(bandwidth, bool) and bandwidth <= 0:
+    bandwidth = number(row["bandwidth_bytes_per_s"], "bandwidth_bytes_per_s", where)
+    if bandwidth <= 0:
         raise SegueError(f"{where}: bandwidth must be > 0 bytes/s, got {bandwidth:g}")
-    return latency, number(bandwidth, "bandwidth_bytes_per_s", where, above=0)
+    return latency, bandwidth

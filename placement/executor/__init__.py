@@ -2,8 +2,19 @@
 
 from .executor import Executor
 from .launch import WorkerFailed, join, launch
+from .measured_clock import MeasuredClock
 from .migration import MoveFailed, MoveReport
 from .probe import probe_links
 from .runner import OutOfMemory
 
-__all__ = ["Executor", "MoveFailed", "MoveReport", "OutOfMemory", "WorkerFailed", "join", "launch", "probe_links"]
+__all__ = [
+    "Executor",
+    "MeasuredClock",
+    "MoveFailed",
+    "MoveReport",
+    "OutOfMemory",
+    "WorkerFailed",
+    "join",
+    "launch",
+    "probe_links",
+]

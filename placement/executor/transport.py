@@ -79,7 +79,8 @@ class Transport:
         self._numbers = np.zeros(len(self.link_free), int)
         self._sends: list[tuple[Any, torch.Tensor]] = []
         self._waiting = {source: deque(enumerate(messages)) for source, messages in incoming.items()}
-        self._posted: dict[Any, tuple[Any, torch.Tensor, Expected, int]] = {}
+        self._posted: dict[Any, tuple[Any, torch.Tensor, Expected]] = {}
+        self._source = {message.key: source for source, messages in incoming.items() for message in messages}
         for source in incoming:
             for _ in range(AHEAD):
                 self._post(source)
@@ -92,7 +93,7 @@ class Transport:
             number, expected = self._waiting[source].popleft()
             buffer = self._buffer(_offsets(expected.layouts)[-1])
             work = dist.irecv(buffer, src=source, tag=number)
-            self._posted[expected.key] = (work, buffer, expected, source)
+            self._posted[expected.key] = (work, buffer, expected)
 
     def send(self, target: int, tensors: Sequence[torch.Tensor], ready: float) -> None:
         """Start sending `tensors` to worker `target`; `ready` is when they were done (`time.monotonic`)."""
@@ -125,7 +126,11 @@ class Transport:
 
     def receive(self, key: Any) -> tuple[list[torch.Tensor], float]:
         """Wait for a message; returns its tensors and the time before which it has not arrived."""
-        work, buffer, expected, source = self._posted.pop(key)
+        source = self._source[key]
+        while key not in self._posted:
+            # The sender is far ahead: messages for later come before this one.
+            self._post(source)
+        work, buffer, expected = self._posted.pop(key)
         self._post(source)
         begin = time.monotonic()
         work.wait()
