@@ -50,7 +50,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--topology", default="auto", help="auto, this-machine, a preset, or a .yaml file")
     run.add_argument("--start", default="equal-layers", help="manual configuration or placement file to start from")
     run.add_argument("--agent", choices=("on", "off"), default="on", help="off: stay where the run starts")
-    run.add_argument("--steps", type=int, default=240, help="training steps")
+    run.add_argument("--steps", type=int, default=200, help="training steps")
     run.add_argument("--batch-size", type=int, default=64, help="samples a step")
     run.add_argument("--microbatches", type=int, default=4, help="parts that a batch is cut into")
     run.add_argument("--image-size", type=int, default=32, help="pixels a side")

@@ -22,7 +22,7 @@ def measure_profile(
     repeats: int = 5,
     progress: Callable[[int], None] | None = None,
 ) -> Profile:
-    """Run every op alone and take the median of its times.
+    """Run every op alone and take the shortest of its times; whatever disturbs a measurement makes it longer.
 
     Args:
         program: the captured model.
@@ -67,7 +67,7 @@ class _Run:
             self.dead_after.setdefault(op, []).append(name)
 
     def time(self, op: int, repeats: int) -> tuple[float, float]:
-        """Median seconds of an op's forward and backward; its value is kept for the ops that read it."""
+        """Shortest seconds of an op's forward and backward; its value is kept for the ops that read it."""
         node = self.program.nodes[op]
         forward, backward = [], []
         for _ in range(repeats + 1):
@@ -82,7 +82,7 @@ class _Run:
         for name in self.dead_after.get(op, []):
             if name in self.values and name not in self.program.buffers and name not in self.program.parameters:
                 del self.values[name]
-        return float(np.median(forward[1:])), float(np.median(backward[1:]))
+        return min(forward[1:]), min(backward[1:])
 
     def _leaf(self, source: fx.Node) -> Any:
         value = self.values[source.name]
@@ -140,7 +140,7 @@ def _update_seconds(program: Program, device: torch.device) -> np.ndarray:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
-        return float(np.median(times[1:]))
+        return min(times[1:])
 
     small, large = seconds(1), seconds(_UPDATE_ELEMENTS)
     per_byte = max(0.0, large - small) / (4 * _UPDATE_ELEMENTS)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
+
 from segue.placement.errors import SegueError
 from segue.placement.executor import Executor, MeasuredClock, MoveFailed, probe_links
 from segue.placement.placement import Placement, colocate
 from segue.placement.topology import Topology
 from segue.placement.training_step import TrainingStep
-from torch import nn
 
 from . import models
 

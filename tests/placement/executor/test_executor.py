@@ -1,8 +1,10 @@
+import itertools
 import multiprocessing
 
 import numpy as np
 import pytest
 import torch
+
 from segue.placement.errors import SegueError
 from segue.placement.executor import WorkerFailed, launch
 from segue.placement.topology import Device, Topology, uniform_links
@@ -91,7 +93,7 @@ def test_an_emulated_step_takes_the_time_that_the_simulator_predicts() -> None:
     assert lanes == {"dev0", "dev1"}
     for lane in lanes:
         bars = sorted(span[2:] for span in result["spans"] if span.lane == lane)
-        assert all(a[1] <= b[0] + 1e-9 for a, b in zip(bars, bars[1:], strict=False))
+        assert all(a[1] <= b[0] + 1e-9 for a, b in itertools.pairwise(bars))
 
 
 def test_measured_clock_trains_while_it_measures(runs: list) -> None:
@@ -121,7 +123,7 @@ def test_a_killed_worker_ends_all_and_is_named() -> None:
 
 
 def test_a_users_error_in_a_worker_is_raised_as_such() -> None:
-    with pytest.raises(SegueError, match="^model: too strange$"):
+    with pytest.raises(SegueError, match=r"^model: too strange$"):
         launch(jobs.complain, cpu_devices(1), cpu_devices(1), timeout_s=LIMIT_S)
 
 

@@ -1,0 +1,143 @@
+"""`propose`: a better placement from the policy, within a number of clock evaluations."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..env.config import EnvConfig
+from ..env.problem import make_problem
+from ..placement.clock import SimulatedClock
+from ..placement.errors import SegueError
+from ..placement.placement import Placement, check_placement, colocate
+from .network import PlacementNetwork
+from .pretrained import load_policy
+from .search import Search, SearchSettings, Visit
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A placement that the policy and its search propose.
+
+    Attributes:
+        placement: the proposed placement.
+        predicted_step_time_s: what the clock says about it.
+        start_step_time_s: the same about the placement that runs now.
+        evaluations: distinct placements that the clock was asked for.
+        source: what found it: `policy` (a rollout), `search`, `start` (nothing better than what runs now), or `start:` with
+            the name of another start.
+        moved_ops: ops that change device.
+        feasible: whether it fits memory; false only if nothing that was visited does.
+    """
+
+    placement: Placement
+    predicted_step_time_s: float
+    start_step_time_s: float
+    evaluations: int
+    source: str
+    moved_ops: int
+    feasible: bool
+
+
+def propose(
+    clock: SimulatedClock,
+    start: Placement,
+    *,
+    policy: PlacementNetwork | None = None,
+    evaluations: int = 400,
+    seed: int = 0,
+    starts: Mapping[str, Ints] | Sequence[Ints] = (),
+    migration_cost: Callable[[Ints], float] | None = None,
+    horizon_steps: float = 1.0,
+    max_groups: int = 64,
+    settings: SearchSettings | None = None,
+) -> Proposal:
+    """Look for a faster placement: rollouts of the policy from every start, then annealing with the policy's moves.
+
+    The answer is never worse than the best start that fits memory, and of equally good placements the one that moves fewer
+    bytes. What is compared is the step time, or with `migration_cost` the seconds until the horizon: `step time *
+    horizon_steps + migration_cost(devices)`.
+
+    Args:
+        clock: predicts step times.
+        start: the placement that runs now.
+        policy: decides; by default the shipped one.
+        evaluations: distinct placements that the clock may be asked for.
+        seed: the same seed gives the same answer.
+        starts: other op-to-device maps to begin from, such as the planners', with or without names.
+        migration_cost: seconds that it takes to get from `start` to a map, `devices -> seconds`; 0 for `start` itself.
+        horizon_steps: steps over which moving has to pay.
+        max_groups: graphs with more ops are coarsened to this many groups.
+        settings: how evaluations are spent.
+
+    Raises:
+        SegueError: if `start` or one of `starts` is no placement of the clock's graph, or `evaluations` < 1.
+    """
+    if evaluations < 1:
+        raise SegueError(f"propose: evaluations must be >= 1, got {evaluations}")
+    if horizon_steps <= 0:
+        raise SegueError(f"propose: horizon_steps must be > 0, got {horizon_steps}")
+    check_placement(start, clock.graph, clock.topology, "propose: start")
+    named = _named(starts, clock, start.microbatches)
+    settings = settings or SearchSettings()
+    network = policy or load_policy()
+    config = EnvConfig(max_groups, max(1, clock.topology.num_devices), max_edges=4 * max_groups)
+    problem = make_problem(clock, config)
+
+    def cost(devices: Ints, step_time_s: float) -> float:
+        if migration_cost is None:
+            return step_time_s
+        return step_time_s * horizon_steps + migration_cost(devices)
+
+    devices = np.array(start.devices, np.int64)
+    search = Search(problem, devices, evaluations, cost, start.microbatches, clock.costs.state_bytes)
+    now = search.visit(devices, "start")
+    assert now is not None
+    visits = [now, *(search.visit(other, f"start:{name}") for name, other in named.items())]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _run(search, network, [visit for visit in visits if visit is not None], seed, settings)
+    finally:
+        torch.set_num_threads(threads)
+    return _proposal(search, now, start, evaluations)
+
+
+def _run(search: Search, network: PlacementNetwork, starts: list[Visit], seed: int, settings: SearchSettings) -> None:
+    if search.problem.num_devices == 1:
+        return
+    best_first = sorted(starts, key=lambda visit: visit.rank)
+    rows = [best_first[row % len(best_first)] for row in range(max(settings.rollouts, min(4, len(best_first))))]
+    search.rollouts(network, rows, seed, int(settings.rollout_share * search.left))
+    assert search.best is not None
+    search.anneal(network, search.best, seed, settings)
+
+
+def _named(starts: Mapping[str, Ints] | Sequence[Ints], clock: SimulatedClock, microbatches: int) -> dict[str, Ints]:
+    """The other starts by name, checked, with colocation kept."""
+    named = dict(starts) if isinstance(starts, Mapping) else {str(row): start for row, start in enumerate(starts)}
+    for name, devices in named.items():
+        named[name] = np.asarray(devices, np.int64)
+        if named[name].shape == (clock.graph.num_ops,):
+            named[name] = colocate(named[name], clock.graph)
+        check_placement(Placement(named[name], microbatches), clock.graph, clock.topology, f"propose: start {name}")
+    return named
+
+
+def _proposal(search: Search, now: Visit, start: Placement, evaluations: int) -> Proposal:
+    best = search.best
+    assert best is not None
+    placement = Placement(best.devices, start.microbatches)
+    return Proposal(
+        placement=placement,
+        predicted_step_time_s=best.report.step_time_s,
+        start_step_time_s=now.report.step_time_s,
+        evaluations=evaluations - search.left,
+        source=best.source,
+        moved_ops=len(placement.moved(start)),
+        feasible=best.report.feasible,
+    )

@@ -1,0 +1,123 @@
+"""A process beside the training run in which the policy thinks, so that no step waits for it."""
+
+import multiprocessing
+import os
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..placement.clock import SimulatedClock
+from ..placement.placement import Placement
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Everything that a proposal depends on; the same request gives the same proposal.
+
+    Attributes:
+        clock: the simulator with the agent's beliefs.
+        start: the placement that the run has now.
+        move_seconds: seconds that moving each op takes, `float64[n]`.
+        pause_s: seconds that any move takes besides.
+        horizon_steps: steps that are left to gain from it.
+        evaluations: simulated placements to look at.
+        seed: of the policy's samples.
+        policy_path: weights; the shipped ones if empty.
+    """
+
+    clock: SimulatedClock
+    start: Placement
+    move_seconds: NDArray[np.float64]
+    pause_s: float
+    horizon_steps: int
+    evaluations: int
+    seed: int
+    policy_path: str = ""
+
+    def move_cost(self, devices: NDArray[np.int64]) -> float:
+        """Seconds that the run pauses for a move from `start` to `devices`."""
+        moved = devices != self.start.devices
+        return float(self.move_seconds[moved].sum() + self.pause_s) if moved.any() else 0.0
+
+
+def answer(request: Request) -> Any:
+    """The proposal of a request."""
+    from ..placement.planners import expand, plan
+    from .pretrained import load_policy
+    from .propose import propose
+
+    policy = load_policy(request.policy_path or None)
+    names = expand(("manual", "contiguous", "heft"), request.clock.topology)
+    starts = {name: plan(name, request.clock, seed=request.seed).devices for name in names}
+    return propose(
+        request.clock,
+        request.start,
+        policy=policy,
+        evaluations=request.evaluations,
+        seed=request.seed,
+        starts=starts,
+        migration_cost=request.move_cost,
+        horizon_steps=request.horizon_steps,
+    )
+
+
+class Proposer:
+    """Answers one request at a time in a process of its own."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.busy = False
+
+    def ask(self, request: Request) -> None:
+        """Start thinking about a request; an answer not yet fetched is dropped."""
+        while self.busy:
+            self._connection.recv()
+            self.busy = False
+        self._connection.send(request)
+        self.busy = True
+
+    def poll(self, wait_s: float = 0.0) -> Any | None:
+        """The proposal, if it is there by now.
+
+        Raises:
+            RuntimeError: if the proposal failed or the process died.
+        """
+        if not self.busy or not self._connection.poll(wait_s):
+            return None
+        self.busy = False
+        try:
+            result = self._connection.recv()
+        except EOFError:
+            raise RuntimeError("the proposing process ended unexpectedly") from None
+        if isinstance(result, Exception):
+            raise RuntimeError(f"the proposing process failed: {result}") from result
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.terminate()
+        self._process.join(5.0)
+
+
+def _serve(connection: Connection) -> None:
+    import torch
+
+    os.nice(10)
+    torch.set_num_threads(1)
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        try:
+            connection.send(answer(request))
+        except Exception as error:
+            connection.send(RuntimeError(f"{type(error).__name__}: {error}"))

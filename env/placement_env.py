@@ -1,0 +1,206 @@
+"""`PlacementEnv`: the gymnasium environment in which an agent moves ops between devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from ..placement.clock import Clock, StepReport
+from ..placement.placement import Placement, check_placement
+from .config import EnvConfig
+from .observation import (
+    Observation,
+    State,
+    allowed_moves,
+    make_state,
+    observation_space,
+    observe,
+    step_features,
+)
+from .problem import Problem, make_problem
+from .scenarios import Scenario, ScenarioSampler
+
+
+class PlacementEnv(gymnasium.Env[Observation, np.int64]):
+    """Move groups of ops between devices so that a training step takes less time.
+
+    ## Description
+    An episode walks through the move units of one graph from coarse to fine (see `segue.placement.coarsen`): first about
+    four large parts of the model, at last single groups. At each one the agent keeps it where it is or moves all of it to
+    one device. The clock is asked only when the placement has changed. The environment does not know which clock it has:
+    with `SimulatedClock` a step is a calculation, with `MeasuredClock` it is a step of the user's training.
+
+    ## Action Space
+    `Discrete(max_devices + 1)`: 0 keeps the current unit, `d + 1` moves it to device `d`. `action_masks()` (for
+    sb3-contrib's MaskablePPO) excludes devices that do not exist, moves that change nothing, and moves whose parameters
+    and optimizer state alone overflow the device. An excluded action keeps the unit.
+
+    ## Observation Space
+    A `Dict` of `Box`es of float32, zero where nothing stands (`N` max_groups, `D` max_devices, `E` max_edges). Times are
+    relative to the current step time.
+
+    | key             | shape     | content                                                                                |
+    |-----------------|-----------|----------------------------------------------------------------------------------------|
+    | `groups`        | N, 11     | compute share (log and plain), logs of state, saved and output bytes' shares, position, |
+    |                 |           | level, in and out degree, compute time where it is, transfer time of its edges         |
+    | `group_mask`    | N         | 1 where a group stands                                                                 |
+    | `devices`       | D, 8      | log relative speed, memory left, log capacity, shares of the step busy, waiting and    |
+    |                 |           | sending, share of memory taken by state, share of groups                               |
+    | `device_mask`   | D         | 1 where a device stands                                                                |
+    | `links`         | D, D, 2   | log latency and log time of a mean edge's bytes                                        |
+    | `placement`     | N, D      | share of each group's ops on each device (one-hot unless the start splits a group)     |
+    | `edges`         | E, 2      | source and target group                                                                |
+    | `edge_features` | E, 2      | log share of bytes, transfer time                                                      |
+    | `edge_mask`     | E         | 1 where an edge stands                                                                 |
+    | `unit`          | N         | 1 for the groups of the current unit                                                   |
+    | `moves`         | D, 10     | for each device: compute time of the unit there; the device's load after, relative to  |
+    |                 |           | the step and to the largest load; log change of the largest load; share of the unit's  |
+    |                 |           | neighbours' bytes there; transfer time after, and its change; memory after; share of   |
+    |                 |           | the unit that is there already, and its compute time                                   |
+    | `step`          | 10        | log step time relative to the start and to the best, log change by the last move,      |
+    |                 |           | progress, log microbatches, overflow, transfer and largest load relative to the step,  |
+    |                 |           | log step time relative to the mean device's compute, number of devices                 |
+    | `action_mask`   | D + 1     | see Action Space                                                                       |
+
+    ## Rewards
+    `log(previous step time / new step time)`, less `move_weight` times the moved share of parameters and optimizer state,
+    less the change of the overflow penalty (`overflow_penalty * (1 + min(1, overflow / capacity))` for a placement that
+    overflows memory, 0 for one that fits). A kept unit is worth 0.
+
+    ## Starting State
+    `start` if given, else what the scenario sampler draws (graph, topology and start), else all ops on the first device.
+
+    ## Episode End
+    Terminates after the last unit of the last sweep. `info` then, as always, holds `step_time_s`, `feasible`,
+    `best_step_time_s` and `best_placement` (the best that fits memory; the start if none does), and `moved_bytes`.
+
+    ## Arguments
+    - `clock`: any clock; without one, episodes are random `Scenario`s.
+    - `start`: the starting placement, with `clock`.
+    - `sampler`: draws a `Scenario` for each episode from a `numpy.random.Generator`, instead of `clock`.
+    - `config`: sizes and reward weights.
+
+    Raises:
+        SegueError: if `start` does not fit the clock's graph and topology, or the topology has too many devices.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012  (gymnasium's contract)
+
+    def __init__(
+        self,
+        clock: Clock | None = None,
+        start: Placement | None = None,
+        *,
+        sampler: Callable[[np.random.Generator], Scenario] | None = None,
+        config: EnvConfig | None = None,
+    ):
+        self.config = config or EnvConfig()
+        self.observation_space = observation_space(self.config)  # pyright: ignore[reportAttributeAccessIssue]
+        self.action_space = spaces.Discrete(self.config.max_devices + 1)
+        if clock is not None:
+            start = start or Placement(np.zeros(clock.graph.num_ops, np.int64), clock.microbatches)
+            check_placement(start, clock.graph, clock.topology, "PlacementEnv: start")
+            scenario = Scenario(clock, start)
+            self._sampler = lambda rng: scenario
+        else:
+            self._sampler = sampler or ScenarioSampler(self.config.max_devices)
+        self._scenario: Scenario | None = None
+        self._problem: Problem | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; `options["start"]` may give another starting placement (`int64[ops]`)."""
+        super().reset(seed=seed)
+        scenario = self._sampler(self.np_random)
+        if scenario is not self._scenario or self._problem is None:
+            self._scenario, self._problem = scenario, make_problem(scenario.clock, self.config, scenario.costs)
+        devices = np.array((options or {}).get("start", scenario.start.devices), np.int64)
+        self._microbatches = scenario.start.microbatches
+        self._cursor = 0
+        self._moved_bytes = 0.0
+        self._change = 0.0
+        self._state = self._measure(devices)
+        report = self._state.report
+        self._start_s = self._best_s = report.step_time_s
+        self._best = devices
+        self._any_feasible = report.feasible
+        return self._observation(), self._info()
+
+    def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Keep the current unit or move it, and go on to the next one."""
+        reward = 0.0
+        self._change = 0.0
+        if action > 0 and self.action_masks()[action]:
+            reward = self._move(int(action) - 1)
+        self._cursor += 1
+        terminated = self._cursor >= self.num_steps
+        return self._observation(), reward, terminated, False, self._info()
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions are allowed now, `bool[max_devices + 1]`."""
+        mask = np.zeros(self.config.max_devices + 1, bool)
+        mask[0] = True
+        allowed = allowed_moves(self._state, np.array([self._unit]))[0]
+        mask[1 : len(allowed) + 1] = allowed
+        return mask
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in this episode."""
+        assert self._problem is not None
+        return self._problem.num_units * self.config.sweeps
+
+    @property
+    def state(self) -> State:
+        """The current placement with its report."""
+        return self._state
+
+    @property
+    def _unit(self) -> int:
+        return min(self._cursor, self.num_steps - 1) % self._state.problem.num_units
+
+    def _measure(self, devices: NDArray[np.int64]) -> State:
+        assert self._problem is not None
+        report = self._problem.clock.step(Placement(devices, self._microbatches))
+        return make_state(self._problem, devices, report)
+
+    def _move(self, device: int) -> float:
+        """Move the current unit; returns the reward."""
+        problem, before = self._state.problem, self._state
+        ops = problem.member[self._unit][problem.groups.group_of] > 0
+        devices = np.where(ops, device, before.devices)
+        self._state = self._measure(devices)
+        old, new = before.report, self._state.report
+        moved = problem.member[self._unit] * (1 - before.share[:, device])
+        moved_bytes = float(moved @ problem.state_bytes)
+        self._moved_bytes += moved_bytes
+        self._change = float(np.log(new.step_time_s / old.step_time_s))
+        if new.feasible and (not self._any_feasible or new.step_time_s < self._best_s):
+            self._best, self._best_s, self._any_feasible = devices, new.step_time_s, True
+        cost = self.config.move_weight * moved_bytes / max(float(problem.state_bytes.sum()), 1.0)
+        return -self._change - cost + self._penalty(old) - self._penalty(new)
+
+    def _penalty(self, report: StepReport) -> float:
+        if report.feasible:
+            return 0.0
+        worst = float((report.overflow_bytes / report.capacity_bytes).max())
+        return self.config.overflow_penalty * (1.0 + min(1.0, worst))
+
+    def _observation(self) -> Observation:
+        progress = self._cursor / self.num_steps
+        step = step_features(self._state, self._start_s, self._best_s, self._change, progress)
+        return observe(self._state, self._unit, step, self.config)
+
+    def _info(self) -> dict[str, Any]:
+        report = self._state.report
+        return {
+            "step_time_s": report.step_time_s,
+            "feasible": report.feasible,
+            "best_step_time_s": self._best_s,
+            "best_placement": Placement(self._best, self._microbatches),
+            "moved_bytes": self._moved_bytes,
+        }

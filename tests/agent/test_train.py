@@ -1,0 +1,126 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import segue.agent.train as module
+from segue.agent.pretrained import same_weights
+from segue.agent.train import PRESETS, TrainingPreset, train
+from segue.env import EnvConfig, PlacementEnv, Scenario
+from segue.placement.clock import SimulatedClock
+from segue.placement.costs import make_costs
+from segue.placement.errors import SegueError
+from segue.placement.graph import make_graph
+from segue.placement.placement import Placement
+from segue.placement.topology import Device, Topology, uniform_links
+
+SHORT = TrainingPreset(
+    timesteps=384, envs=2, rollout=64, chunk=1, batch_size=64, epochs=2, hidden=16, env=EnvConfig(16, 4)
+)
+
+
+def tiny_clock():
+    """Four ops in a chain on a slow and a fast device: 16 placements.
+
+    The slow device has to keep the first op, since only its output is light; each move on the way costs time at first.
+    """
+    flops = np.array([4e8, 4e8, 4e8, 4e8])
+    edges, output = [(0, 1), (1, 2), (2, 3)], np.array([1e4, 4e7, 4e7, 1e4])
+    graph = make_graph("tiny", edges, forward_flops=flops, backward_flops=2 * flops, output_bytes=output)
+    devices = (Device("slow", "emulated", 1e9, 1.0), Device("fast", "emulated", 1e9, 3.0))
+    places = Topology("tiny", devices, uniform_links(["slow", "fast"], 1e-4, 1e9))
+    return SimulatedClock(graph, places, make_costs(graph, places), (1,) * 8)
+
+
+def act(network, env):
+    """One episode of likeliest actions; returns its last info."""
+    obs, info = env.reset()
+    terminated = False
+    while not terminated:
+        with torch.no_grad():
+            logits = network({key: torch.from_numpy(value)[None] for key, value in obs.items()})[0][0]
+        logits[torch.from_numpy(~env.action_masks())] = -np.inf
+        obs, _, terminated, _, info = env.step(int(logits.argmax()))
+    return info
+
+
+@pytest.mark.slow
+def test_ppo_finds_the_optimum_of_a_tiny_instance():
+    clock, start = tiny_clock(), Placement(np.zeros(4, np.int64), 8)
+    times = sorted(clock.step_time(np.array(devices)) for devices in itertools.product(range(2), repeat=4))
+    config = EnvConfig(max_groups=4, max_devices=2, max_edges=4)
+    settings = TrainingPreset(
+        timesteps=4_096,
+        envs=8,
+        rollout=32,
+        chunk=4,
+        batch_size=64,
+        epochs=6,
+        gamma=1.0,
+        learning_rate=2e-3,
+        entropy=0.1,
+        hidden=24,
+        rounds=1,
+        env=config,
+    )
+    network = train(settings, seed=0, sampler=lambda rng: Scenario(clock, start), progress=False).network
+    info = act(network, PlacementEnv(clock, start, config=config))
+    assert clock.step_time(start.devices) > 1.5 * times[0]
+    assert info["step_time_s"] == pytest.approx(times[0])
+
+
+def test_one_seed_gives_one_policy():
+    one, two, three = (train(SHORT, seed, progress=False).network for seed in (3, 3, 4))
+    assert same_weights(one, two)
+    assert not same_weights(one, three)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+    class Interrupted(Exception):
+        pass
+
+    whole = train(SHORT, 1, progress=False)
+    calls = itertools.count()
+
+    def once(*args):
+        if next(calls) == 2:
+            raise Interrupted
+        return chunk(*args)
+
+    chunk = module._chunk
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_chunk", once)
+        with pytest.raises(Interrupted):
+            train(SHORT, 1, log_dir=tmp_path, progress=False)
+    resumed = train(SHORT, 1, log_dir=tmp_path, resume=True, progress=False)
+    assert resumed.timesteps == whole.timesteps == SHORT.timesteps
+    assert same_weights(resumed.network, whole.network)
+    assert resumed.rewards == pytest.approx(whole.rewards, nan_ok=True)
+    with pytest.raises(SegueError, match="another run"):
+        train(SHORT, 2, log_dir=tmp_path, resume=True, progress=False)
+
+
+def test_training_continues_on_any_clock_from_given_weights():
+    class Measured:
+        """As a clock on a real run: no costs, no shortcuts."""
+
+        def __init__(self, inner):
+            self.graph, self.topology, self.microbatches = inner.graph, inner.topology, inner.microbatches
+            self.step = inner.step
+
+    weights = train(SHORT, 0, 128, progress=False).network
+    start = Placement(np.arange(4) % 2, 8)
+    result = train(SHORT, 0, 128, clock=Measured(tiny_clock()), start=start, weights=weights, progress=False)
+    assert result.timesteps == 128
+    assert not same_weights(result.network, weights)
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(SegueError, match="no preset 'fast'; known: default"):
+        train("fast")
+    with pytest.raises(SegueError, match="timesteps must be >= 1"):
+        train("tiny", timesteps=0)
+    with pytest.raises(SegueError, match="need log_dir"):
+        train("tiny", resume=True)
+    assert set(PRESETS) >= {"default", "quick", "finetune"}
