@@ -44,6 +44,7 @@ class Beliefs:
         self.profile = profile
         self.sizes = sizes
         self.optimizer_state = optimizer_state
+        self.window = window
         self._ratios: deque[NDArray[np.float64]] = deque(maxlen=window)
         self._set_speed(topology.speed)
 
@@ -76,7 +77,7 @@ class Beliefs:
     @property
     def ratio(self) -> NDArray[np.float64]:
         """Median ratio of measured to believed busy seconds, `float64[d]`; 1 until a window is full."""
-        if len(self._ratios) < (self._ratios.maxlen or 1):
+        if len(self._ratios) < self.window:
             return np.ones(self.topology.num_devices)
         return np.median(np.array(self._ratios), axis=0)
 

@@ -266,11 +266,11 @@ class Controller:
         ratio = self.beliefs.ratio
         names = [self.beliefs.topology.devices[d].name for d in drifted]
         paces = ", ".join(f"{name} takes {ratio[d]:.2f} times as long" for name, d in zip(names, drifted, strict=True))
+        recent = self._times[-self.beliefs.window :]
         self.beliefs.correct()
         self._start_over(f"{paces} as before")
         # The window that showed the drift is measurement enough.
-        self._times = [self.beliefs.predict(self.placement).step_time_s]
-        self._skip = 0
+        self._times, self._skip = recent, 0
         self._ask(step)
 
     def _note(self, decision: Decision) -> None:

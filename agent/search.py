@@ -89,6 +89,7 @@ class Search:
         self.best: Visit | None = None
         self._cost, self._microbatches, self._op_bytes = cost, microbatches, op_bytes
         self._visits: dict[bytes, Visit] = {}
+        self._known_weights: dict[int, Floats] = {}
         self._group_of = problem.groups.group_of
         self._config = EnvConfig(problem.num_groups, problem.num_devices, max(1, len(problem.edges)))
 
@@ -170,36 +171,51 @@ class Search:
     def anneal(self, network: PlacementNetwork, visit: Visit, seed: int, settings: SearchSettings) -> None:
         """Annealing from `visit` whose moves the policy draws, until the evaluations are used up.
 
-        A move that was refused is not drawn again before the placement changes.
+        A move that was refused is not drawn again before the placement changes; once all were, two moves at once are
+        accepted whatever they do.
         """
         generator = np.random.default_rng(seed)
         total, idle = max(1, self.left), 0
         current, weights = visit, self._weights(network, visit, settings)
-        while self.left > 0 and weights.any() and idle < 20 * total:
+        while self.left > 0 and weights.any() and idle < 10 * total:
             before = self.left
             temperature = settings.cold * (settings.hot / settings.cold) ** (self.left / total)
-            devices, moves = current.devices, generator.choice(len(weights), size=2, p=weights / weights.sum())
+            moves = generator.choice(len(weights), size=2, p=weights / weights.sum())
             alone = generator.random() >= settings.pairs
-            for move in moves[:1] if alone else moves:
-                devices = self.moved(devices, *divmod(int(move), self.problem.num_devices))
-            found = self.visit(devices, "search")
+            found = self._after(current, moves[:1] if alone else moves)
             idle += self.left == before
             if found is None:
                 return
             if found is not current and found.energy - current.energy < temperature * generator.exponential():
                 current, weights = found, self._weights(network, found, settings)
-            elif alone:
-                weights[moves[0]] = 0.0
+                continue
+            weights[moves[0]] *= not alone
+            if not weights.any():
+                weights = self._weights(network, current, settings)
+                moves = generator.choice(len(weights), size=2, p=weights / weights.sum())
+                current = self._after(current, moves) or current
+                weights = self._weights(network, current, settings)
+
+    def _after(self, visit: Visit, moves: Ints) -> Visit | None:
+        """The visit after moves `unit * devices + device`; None if the evaluations are used up."""
+        devices = visit.devices
+        for move in moves:
+            devices = self.moved(devices, *divmod(int(move), self.problem.num_devices))
+        return self.visit(devices, "search")
 
     def _weights(self, network: PlacementNetwork, visit: Visit, settings: SearchSettings) -> Floats:
         """Chances of all moves `unit * devices + device`; all zero if none is allowed."""
-        state = self.state(visit)
-        allowed = allowed_moves(state).ravel()
-        if not allowed.any():
-            return np.zeros(len(allowed))
-        scores = self.scores(network, state).ravel() / settings.softness
-        weights = np.exp(np.where(allowed, scores - scores[allowed].max(), -np.inf))
-        return (1 - settings.uniform) * weights / weights.sum() + settings.uniform * allowed / allowed.sum()
+        known = self._known_weights.get(id(visit))
+        if known is None:
+            state = self.state(visit)
+            allowed = allowed_moves(state).ravel()
+            known = np.zeros(len(allowed))
+            if allowed.any():
+                scores = self.scores(network, state).ravel() / settings.softness
+                known = np.exp(np.where(allowed, scores - scores[allowed].max(), -np.inf))
+                known = (1 - settings.uniform) * known / known.sum() + settings.uniform * allowed / allowed.sum()
+            self._known_weights[id(visit)] = known
+        return known.copy()
 
     def scores(self, network: PlacementNetwork, state: State) -> Floats:
         """How much the policy prefers each move to keeping the unit, `float64[u, d]`."""

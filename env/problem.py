@@ -84,7 +84,7 @@ def make_problem(clock: Clock, config: EnvConfig, costs: Costs | None = None) ->
         costs: what ops cost; by default the clock's own (`SimulatedClock.costs`), else those of the roofline.
 
     Raises:
-        SegueError: if the topology has more than `config.max_devices` devices.
+        SegueError: if the topology has more than `config.max_devices` devices, or no op takes any time.
     """
     graph, topology = clock.graph, clock.topology
     if topology.num_devices > config.max_devices:
@@ -96,6 +96,8 @@ def make_problem(clock: Clock, config: EnvConfig, costs: Costs | None = None) ->
     count, of = groups.num_groups, groups.group_of
     seconds = clock.microbatches * (priced.forward_s + priced.backward_s) + priced.update_s
     compute = np.stack([_sums(of, column, count) for column in seconds.T], axis=1)
+    if not compute.any():
+        raise SegueError(f"graph {graph.name}: every op takes 0 seconds; nothing to place by")
     edges, edge_bytes, edge_messages = _edges(graph, of, clock.microbatches, config.max_edges)
     member = np.zeros((len(groups.units), count))
     for row, unit in enumerate(groups.units):

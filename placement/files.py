@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -111,6 +112,8 @@ def number(value: Any, field: str, where: str, *, above: float | None = None, le
         value = float("inf") if value > 0 else float("-inf")
     if not abs(value) < float("inf"):
         raise SegueError(f"{where}: {field} must be finite, got {value}")
+    if 0 < abs(value) < sys.float_info.min:
+        raise SegueError(f"{where}: {field} is too close to 0 to divide by, got {value:g}")
     if above is not None and not value > above:
         raise SegueError(f"{where}: {field} must be > {above:g}, got {value:g}")
     if least is not None and not value >= least:

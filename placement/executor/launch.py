@@ -1,8 +1,10 @@
 """Starts one worker process for each device of this machine, through torch elastic."""
 
+import logging
 import os
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -19,6 +21,9 @@ from ..topology import Topology
 
 TIMEOUT_S = 120.0
 """A worker that hears nothing from another for so long gives up."""
+
+
+_ELASTIC_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 class WorkerFailed(RuntimeError):
@@ -58,6 +63,9 @@ def launch(
         WorkerFailed: if a worker failed, was killed, or the time was up; no process is left running.
     """
     count = topology.num_devices
+    # What failed is told by the exception, in one line where that is enough.
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="segue-") as folder:
         store = str(Path(folder) / "store")
         environment = {
@@ -71,6 +79,7 @@ def launch(
             }
             for rank in range(count)
         }
+        handlers = {number: signal.getsignal(number) for number in _ELASTIC_SIGNALS}
         context = start_processes(
             "segue",
             _work,
@@ -79,6 +88,10 @@ def launch(
             DefaultLogsSpecs(log_dir=folder, redirects=Std.NONE),
             start_method="spawn",
         )
+        # Elastic puts handlers of its own in their place; what Ctrl-C means is the caller's to say.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         try:
             return _wait(context, folder, topology, timeout_s, poll)
         finally:

@@ -187,6 +187,12 @@ def test_too_many_devices_are_refused():
         PlacementEnv(chain_clock(speeds=(1.0,) * 5), config=CONFIG).reset()
 
 
+def test_a_graph_without_costs_is_refused():
+    graph, places = make_graph("free", [(0, 1)]), topology((1.0, 1.0))
+    with pytest.raises(SegueError, match="graph free: every op takes 0 seconds"):
+        PlacementEnv(SimulatedClock(graph, places, make_costs(graph, places)), config=CONFIG).reset()
+
+
 def test_sizes_out_of_range_are_refused():
     with pytest.raises(SegueError, match="max_groups must be >= 1, got 0"):
         EnvConfig(max_groups=0)

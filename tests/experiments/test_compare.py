@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from segue.experiments.compare import compare, comparison_table
 from segue.placement.clock import SimulatedClock
 from segue.placement.costs import make_costs

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from segue.experiments.data import ImageData, batches, load_data
 from segue.placement.errors import SegueError
 

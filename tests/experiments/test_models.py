@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch import nn
+
 from segue.experiments.models import MODELS, build_model, load_user_model
 from segue.placement.capture import capture_program
 from segue.placement.errors import SegueError
 from segue.placement.training_step import TrainingStep
-from torch import nn
 
 USER_FILE = """
 import torch

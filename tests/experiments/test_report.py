@@ -2,6 +2,7 @@ import re
 
 import numpy as np
 import pytest
+
 from segue.experiments.figures import rolling_median
 from segue.experiments.record import Event, RunRecord
 from segue.experiments.report import write_report

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from segue.experiments.trace import read_traces, write_trace, write_traces
 from segue.placement.clock import Span
 from segue.placement.errors import SegueError

@@ -148,8 +148,9 @@ def test_gradients_of_the_last_readers_travel_summed_and_all_others_one_by_one(p
     expected = {}
     for op in range(graph.num_ops):
         readers = [int(b) for a, b in graph.edges[::-1] if a == op and rg[op] and rg[b]]
-        lead = list(itertools.takewhile(lambda b: of[b] == of[readers[0]], readers))
-        for reader in readers[:1] + readers[len(lead) :]:
+        last = of[readers[0]] if readers else -1
+        lead = next((i for i, b in enumerate(readers) if of[b] != last), len(readers))
+        for reader in readers[:1] + readers[lead:]:
             if devices[reader] != devices[op]:
                 key = int(of[reader]), int(devices[op])
                 expected[key] = expected.get(key, 0.0) + graph.output_bytes[op]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from segue.placement.clock import SimulatedClock
 from segue.placement.costs import make_costs
 from segue.placement.errors import SegueError
