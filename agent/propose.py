@@ -113,8 +113,7 @@ def _run(search: Search, network: PlacementNetwork, starts: list[Visit], seed: i
     best_first = sorted(starts, key=lambda visit: visit.rank)
     rows = [best_first[row % len(best_first)] for row in range(max(settings.rollouts, min(4, len(best_first))))]
     search.rollouts(network, rows, seed, int(settings.rollout_share * search.left))
-    assert search.best is not None
-    search.anneal(network, search.best, seed, settings)
+    search.search(network, seed, settings)
 
 
 def _named(starts: Mapping[str, Ints] | Sequence[Ints], clock: SimulatedClock, microbatches: int) -> dict[str, Ints]:

@@ -25,20 +25,20 @@ class SearchSettings:
     Attributes:
         rollouts: policy rollouts side by side; the first takes the likeliest action, the others sample.
         rollout_share: share of the evaluations that rollouts may take.
+        cycles: annealing runs, each from the best placement so far.
         hot: annealing temperature at the start, as a relative change of the step time.
         cold: the same at the end.
         uniform: share of moves that are drawn without the policy.
         pairs: share of tries that change two units at once.
-        softness: divides the policy's scores before moves are drawn; above 1 is closer to uniform.
     """
 
     rollouts: int = 1
     rollout_share: float = 0.4
-    hot: float = 0.1
+    cycles: int = 2
+    hot: float = 0.05
     cold: float = 0.001
     uniform: float = 0.15
     pairs: float = 0.05
-    softness: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,18 +168,25 @@ class Search:
             logits = network(batch)[0].double().numpy()
         return np.where(batch["action_mask"].numpy() > 0, logits, -np.inf)
 
-    def anneal(self, network: PlacementNetwork, visit: Visit, seed: int, settings: SearchSettings) -> None:
-        """Annealing from `visit` whose moves the policy draws, until the evaluations are used up.
+    def search(self, network: PlacementNetwork, seed: int, settings: SearchSettings) -> None:
+        """Anneal from the best placement so far, several times, until the evaluations are used up."""
+        for cycle in range(settings.cycles):
+            assert self.best is not None
+            floor = self.left * (settings.cycles - cycle - 1) // (settings.cycles - cycle)
+            self._anneal(network, self.best, seed + cycle, settings, floor)
+
+    def _anneal(self, network: PlacementNetwork, visit: Visit, seed: int, settings: SearchSettings, floor: int) -> None:
+        """Annealing from `visit` whose moves the policy draws, until `floor` evaluations are left.
 
         A move that was refused is not drawn again before the placement changes; once all were, two moves at once are
         accepted whatever they do.
         """
         generator = np.random.default_rng(seed)
-        total, idle = max(1, self.left), 0
+        total, idle = max(1, self.left - floor), 0
         current, weights = visit, self._weights(network, visit, settings)
-        while self.left > 0 and weights.any() and idle < 10 * total:
+        while self.left > floor and weights.any() and idle < 10 * total:
             before = self.left
-            temperature = settings.cold * (settings.hot / settings.cold) ** (self.left / total)
+            temperature = settings.cold * (settings.hot / settings.cold) ** ((self.left - floor) / total)
             moves = generator.choice(len(weights), size=2, p=weights / weights.sum())
             alone = generator.random() >= settings.pairs
             found = self._after(current, moves[:1] if alone else moves)
@@ -211,7 +218,7 @@ class Search:
             allowed = allowed_moves(state).ravel()
             known = np.zeros(len(allowed))
             if allowed.any():
-                scores = self.scores(network, state).ravel() / settings.softness
+                scores = self.scores(network, state).ravel()
                 known = np.exp(np.where(allowed, scores - scores[allowed].max(), -np.inf))
                 known = (1 - settings.uniform) * known / known.sum() + settings.uniform * allowed / allowed.sum()
             self._known_weights[id(visit)] = known

@@ -45,8 +45,9 @@ def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: 
     state = _State(model, exported, prefix)
     _make_functional(exported.graph, state)
     nodes = _ops(exported.graph)
-    _check_ops(exported.graph, nodes, state)
     after = _delay_buffer_updates(nodes, prefix)
+    output = _output(exported.graph, nodes)
+    _check_ops(exported.graph, nodes, state)
     batch = example_inputs[0] if len(example_inputs) == 1 else example_inputs
     leaves, in_spec = pytree.tree_flatten(batch)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -59,7 +60,7 @@ def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: 
         buffers=state.buffers,
         constants=state.constants,
         inputs=inputs,
-        output=nodes.index(_output(exported.graph)),
+        output=output,
         trainable=state.trainable,
         in_spec=in_spec,
         integers={node.name: _expression(node.meta["val"]) for node in _integers(nodes)},
@@ -161,15 +162,16 @@ def _ops(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "call_function" and node in needed and not _is_integer(node)]
 
 
-def _output(graph: fx.Graph) -> fx.Node | None:
-    """The node whose value is the loss, or the first output."""
-    return next(node_inputs(next(node for node in reversed(graph.nodes) if node.op == "output")), None)
+def _output(graph: fx.Graph, nodes: list[fx.Node]) -> int:
+    """The op whose value is the loss, or the first output."""
+    value = next(node_inputs(next(node for node in reversed(graph.nodes) if node.op == "output")), None)
+    if value not in nodes:
+        raise SegueError("model: the first output must be a tensor that the model computes")
+    return nodes.index(value)
 
 
 def _check_ops(graph: fx.Graph, nodes: list[fx.Node], state: _State) -> None:
     """Raise `SegueError` for what has no form as single ops whose sizes follow from the batch's."""
-    if _output(graph) not in nodes:
-        raise SegueError("model: the first output must be a tensor that the model computes")
     known = {symbol for node in state.inputs for size in _symbols(node) for symbol in size.free_symbols}
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
@@ -314,7 +316,7 @@ class _FakeRun:
             for node in nodes:
                 self.saved = 0.0
                 args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
-                output = node.target(*args, **kwargs)
+                output = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
                 self.values[node.name] = output
                 keep_alive.append(output)
                 for column, value in self._row(node, args, kwargs, output).items():
