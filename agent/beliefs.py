@@ -27,7 +27,7 @@ class Beliefs:
         profile: op times on a device of speed 1.
         sizes: samples in each microbatch.
         optimizer_state: bytes of optimizer state per byte of parameter.
-        window: steps that a ratio is the median of.
+        window: steps that a ratio is the median of, and that a drift has to last.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Beliefs:
         profile: Profile,
         sizes: tuple[int, ...],
         optimizer_state: float = 2.0,
-        window: int = 4,
+        window: int = 3,
     ):
         self.graph = graph
         self.topology = topology
@@ -82,8 +82,12 @@ class Beliefs:
         return np.median(np.array(self._ratios), axis=0)
 
     def drift(self, tolerance: float) -> NDArray[np.int64]:
-        """Devices whose measured pace is off by more than `tolerance` (0.2 is 20 %)."""
-        return np.flatnonzero(np.abs(np.log(np.maximum(self.ratio, 1e-3))) > np.log1p(tolerance))
+        """Devices whose pace was off by more than `tolerance` (0.2 is 20 %), the same way, in every step of the window."""
+        if len(self._ratios) < self.window:
+            return np.zeros(0, np.int64)
+        off = np.log(np.maximum(np.array(self._ratios), 1e-3))
+        slower, faster = off.min(axis=0) > np.log1p(tolerance), off.max(axis=0) < -np.log1p(tolerance)
+        return np.flatnonzero(slower | faster)
 
     def correct(self) -> bool:
         """Believe the measured pace; returns whether that changed anything."""

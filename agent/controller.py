@@ -34,7 +34,7 @@ class ControllerConfig:
     drift: float = 0.25
     least_gain: float = 0.03
     rounds: int = 2
-    evaluations: int = 600
+    evaluations: int = 2000
     seed: int = 0
     policy_path: str = ""
 

@@ -52,7 +52,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--agent", choices=("on", "off"), default="on", help="off: stay where the run starts")
     run.add_argument("--steps", type=int, default=200, help="training steps")
     run.add_argument("--batch-size", type=int, default=64, help="samples a step")
-    run.add_argument("--microbatches", type=int, default=4, help="parts that a batch is cut into")
+    run.add_argument("--microbatches", type=int, default=8, help="parts that a batch is cut into")
     run.add_argument("--image-size", type=int, default=32, help="pixels a side")
     run.add_argument("--learning-rate", type=float, default=1e-3, help="of AdamW")
     run.add_argument("--seed", type=int, default=0, help="of weights, data order, dropout and policy")
@@ -61,11 +61,11 @@ def _add_run(commands: Any) -> None:
         action="append",
         metavar="DEVICE@STEP:FACTOR",
         help="slow an emulated device from a step on; may be given again; 'none' for no slow-down "
-        "(default: the fastest device 3x slower from the middle of the run)",
+        "(default: the second device 3x slower from the middle of the run)",
     )
     run.add_argument("--policy", default="", help="pretrained weights; the shipped ones by default")
     run.add_argument("--profile", default="", help="op times of an earlier run (its profile.json) instead of measuring")
-    run.add_argument("--evaluations", type=int, default=600, help="simulated placements a decision")
+    run.add_argument("--evaluations", type=int, default=2000, help="simulated placements a decision")
     run.add_argument("--checkpoint-every", type=int, default=50, help="steps between checkpoints")
     run.add_argument("--run-dir", default="", help="folder to write to (default: runs/DATE-TIME)")
     run.add_argument(
@@ -105,7 +105,7 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--model", default="inception", help="zoo name, or path/to/file.py:function")
     compare.add_argument("--topology", default="emulated-4", help="a preset, this-machine, or a .yaml file")
     compare.add_argument("--batch-size", type=int, default=64)
-    compare.add_argument("--microbatches", type=int, default=4)
+    compare.add_argument("--microbatches", type=int, default=8)
     compare.add_argument("--image-size", type=int, default=32)
     compare.add_argument("--evaluations", type=int, default=1000, help="simulated placements for each search")
     compare.add_argument("--seed", type=int, default=0)
@@ -141,8 +141,7 @@ def run_config(options: argparse.Namespace) -> "RunConfig":
     topology = find_topology(options.topology)
     slow = [text for text in options.slow or [] if text != "none"]
     if options.slow is None and topology.devices[0].kind == "emulated" and topology.num_devices > 1:
-        fastest = max(topology.devices, key=lambda device: device.speed)
-        slow = [f"{fastest.name}@{options.steps // 2}:3"]
+        slow = [f"{topology.devices[1].name}@{options.steps // 2}:3"]
     return RunConfig(
         model=options.model,
         data=options.data,

@@ -18,7 +18,7 @@ _STOP, _STEP = 0, 1
 class MeasuredClock:
     """A clock whose every answer is real training: the placement is applied, and the next batches are trained on.
 
-    Worker 0 calls `step` and at last `close`; the other workers call `serve`, which follows until then. A placement that would
+    Worker 0 calls `step` and at last `close`; the others call `serve`, which follows until then. A placement that would
     overflow a device's memory is not tried: its report is the simulator's.
 
     Args:
