@@ -1,6 +1,7 @@
 """`segue train`: trains a placement policy, in the simulator or on a live run."""
 
 import argparse
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,12 @@ def train_policy(options: argparse.Namespace) -> int:
         resume=bool(options.log_dir),
         tensorboard=options.tensorboard,
     )
+    command = f"segue train --preset {options.preset or 'default'} --seed {options.seed}"
     metadata = {
-        "command": f"segue train --preset {options.preset or 'default'} --seed {options.seed}",
+        "command": command + (f" --timesteps {options.timesteps}" if options.timesteps else ""),
         "timesteps": result.timesteps,
+        "versions": {name: version(name) for name in ("torch", "stable-baselines3", "sb3-contrib")},
+        "mean_episode_reward_by_chunk": [round(reward, 4) for reward in result.rewards],
     }
     save_policy(result.network, options.out, metadata)
     print(f"segue: {result.timesteps} steps; mean episode reward {result.rewards[-1]:.3f}; saved {options.out}")

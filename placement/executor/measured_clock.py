@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ..clock import StepReport
+from ..costs import Costs
 from ..placement import Placement
 from .executor import Executor
 
@@ -36,6 +37,11 @@ class MeasuredClock:
         self.shortest_s = float("inf")
         self._batches = batches
         self._steps = steps
+
+    @property
+    def costs(self) -> Costs:
+        """What the profile says that ops cost on the devices."""
+        return self.executor.clock().costs
 
     def step(self, placement: Placement) -> StepReport:
         """Train under `placement`; its report has the median step time.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from segue.agent.pretrained import load_policy, same_weights
 from segue.experiments.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -175,3 +176,11 @@ def test_a_model_that_fits_no_device_is_refused(folder: Path, capsys: pytest.Cap
     assert "device" in error
     assert "MiB" in error
     assert not (folder / "big").exists()
+
+
+def test_a_policy_learns_on_from_measured_step_times(folder: Path) -> None:
+    out = folder / "tuned.safetensors"
+    options = ["--model", "mlp", "--timesteps", "32", "--topology", str(folder / "topology.yaml"), "--out", str(out)]
+    assert main(["train", "--clock", "measured", *options]) == 0
+    tuned, shipped = load_policy(out), load_policy()
+    assert not same_weights(tuned, shipped)
