@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -44,24 +44,26 @@ class Request:
 
 
 def answer(request: Request) -> Any:
-    """The proposal of a request."""
+    """The proposal of a request; the planners' answers that it starts from count as evaluations."""
     from ..placement.planners import expand, plan
     from .pretrained import load_policy
     from .propose import propose
 
     policy = load_policy(request.policy_path or None)
     names = expand(("manual", "contiguous", "heft"), request.clock.topology)
-    starts = {name: plan(name, request.clock, seed=request.seed).devices for name in names}
-    return propose(
+    plans = {name: plan(name, request.clock, seed=request.seed) for name in names}
+    spent = sum(found.evaluations for found in plans.values())
+    proposal = propose(
         request.clock,
         request.start,
         policy=policy,
-        evaluations=request.evaluations,
+        evaluations=max(1, request.evaluations - spent),
         seed=request.seed,
-        starts=starts,
+        starts={name: found.devices for name, found in plans.items()},
         migration_cost=request.move_cost,
         horizon_steps=request.horizon_steps,
     )
+    return replace(proposal, evaluations=proposal.evaluations + spent)
 
 
 class Proposer:

@@ -2,19 +2,24 @@
 
 import operator
 import warnings
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from .errors import SegueError
-from .flops import backward_flops, forward_flops
+from .exported import Placeholders, computed_sizes, expression, is_size, op_kind, op_module, symbols
+from .fake_run import FakeRun
 from .graph import Graph, make_graph
+from .inplace import (
+    changed_placeholder,
+    delay_buffer_updates,
+    earlier_readers,
+    make_functional,
+    refuse_repeated_updates,
+)
 from .program import BatchInput, Program, node_inputs
 
 
@@ -27,7 +32,8 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...], name: str = "") -
         name: the graph's name; by default the module's class.
 
     Raises:
-        SegueError: if the model cannot be traced; the message carries torch's reason.
+        SegueError: if the model cannot be traced (the message carries torch's reason), or has no form as single ops that
+            mean the same on any device and for any number of microbatches.
     """
     return capture_program(model, example_inputs, name=name).graph
 
@@ -40,11 +46,15 @@ def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: 
         example_inputs: positional arguments; `Program.flatten` takes the first where there is only one, else the tuple.
         name: the graph's name; by default the module's class.
         prefix: dropped from the front of parameter names and module paths (`model.` for a `TrainingStep`).
+
+    Raises:
+        SegueError: as in `capture`.
     """
     exported = _export(model, example_inputs)
     placeholders = Placeholders(model, exported, prefix)
     make_functional(exported.graph, placeholders)
     nodes = _ops(exported.graph)
+    refuse_repeated_updates(nodes, placeholders)
     after = delay_buffer_updates(nodes, prefix)
     output = _output(exported.graph, nodes)
     _check_ops(exported.graph, nodes, placeholders)
@@ -52,7 +62,8 @@ def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: 
     leaves, in_spec = pytree.tree_flatten(batch)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     inputs = tuple(_batch_input(node, tensor) for node, tensor in zip(placeholders.inputs, tensors, strict=True))
-    costs = FakeRun(placeholders, dict(zip((node.name for node in placeholders.inputs), tensors, strict=True))).run(nodes)
+    examples = {node.name: tensor for node, tensor in zip(placeholders.inputs, tensors, strict=True)}
+    costs = FakeRun(placeholders, examples).run(nodes)
     return Program(
         graph=_graph(name or type(model).__name__, nodes, after, placeholders, costs, _batch_size(tensors), prefix),
         nodes=tuple(nodes),
@@ -101,7 +112,7 @@ def _ops(graph: fx.Graph) -> list[fx.Node]:
     """The calls that compute tensors and whose result, or whose effect on a buffer, somebody needs."""
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "output" or node in needed or (node.op == "call_function" and changed_placeholder(node) is not None):
+        if node.op == "output" or node in needed or changed_placeholder(node) is not None:
             needed.add(node)
             needed.update(node_inputs(node))
     return [node for node in graph.nodes if node.op == "call_function" and node in needed and not is_size(node)]
@@ -158,7 +169,7 @@ def _graph(
                 continue
             counted.add(tensor_name)
             column = parameter_bytes if tensor_name in placeholders.trainable else buffer_bytes
-            column[op] += _nbytes(placeholders.tensors[source.name])
+            column[op] += placeholders.tensors[source.name].nbytes
     requires_grad = np.array(costs.pop("requires_grad"), bool)
     return make_graph(
         name,
@@ -206,5 +217,3 @@ def _colocation(
     labels = np.full(len(values), -1)
     labels[counts > 1] = np.arange((counts > 1).sum())
     return labels[inverse]
-
-

@@ -13,7 +13,24 @@ from .program import node_inputs
 
 
 class Placeholders:
-    """The nodes of an exported graph, told apart; tied tensors share the first of their names."""
+    """The placeholders of an exported graph, told apart; tied tensors share the first of their names.
+
+    Args:
+        model: the exported module.
+        exported: its `torch.export.ExportedProgram`.
+        prefix: dropped from the front of names.
+
+    Attributes:
+        parameters: placeholder -> name of the parameter in the model.
+        buffers: placeholder -> name of the buffer in the model.
+        constants: placeholder -> tensor that the model closes over.
+        tensors: placeholder -> the tensor, for all of these.
+        inputs: placeholders of the batch's tensors, in pytree order.
+        trainable: names of the parameters that require a gradient.
+
+    Raises:
+        SegueError: for a placeholder that is none of these.
+    """
 
     def __init__(self, model: nn.Module, exported: Any, prefix: str):
         named = dict(model.named_parameters(remove_duplicate=False))
@@ -49,6 +66,7 @@ class Placeholders:
 
 
 def is_size(node: fx.Node) -> bool:
+    """Whether a node computes a size or another number, not a tensor."""
     return node.op == "call_function" and isinstance(
         node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool
     )
@@ -60,6 +78,7 @@ def computed_sizes(nodes: list[fx.Node]) -> dict[fx.Node, None]:
 
 
 def expression(value: Any) -> Any:
+    """The sympy expression of a symbolic number; any other value as it is."""
     return value.node.expr if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else value
 
 
@@ -72,6 +91,7 @@ def symbols(node: fx.Node) -> list[Any]:
 
 
 def is_view(node: fx.Node) -> bool:
+    """Whether a node's result shares memory with its input, or is a part of its input's result."""
     if node.target is operator.getitem:
         return True
     schema = getattr(node.target, "_schema", None)
@@ -79,14 +99,14 @@ def is_view(node: fx.Node) -> bool:
 
 
 def op_kind(node: fx.Node) -> str:
+    """The aten op's name without namespace and overload, `conv2d`."""
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name.rsplit("::")[-1]
     return getattr(node.target, "__name__", str(node.target))
 
 
 def op_module(node: fx.Node, prefix: str) -> str:
+    """The path of the module whose forward makes this call, without `prefix`; empty for the model itself."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = stack[-1][0] if stack and isinstance(stack[-1][0], str) else ""
     return "" if path.startswith("_empty") else f"{path}.".removeprefix(prefix).removesuffix(".")
-
-

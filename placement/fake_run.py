@@ -16,7 +16,12 @@ _COLUMNS = ("forward_flops", "backward_flops", "read_bytes", "written_bytes", "s
 
 
 class FakeRun:
-    """One forward pass over fake tensors that counts, op by op, what is computed, moved and kept for backward."""
+    """One forward pass over fake tensors that counts, op by op, what is computed, moved and kept for backward.
+
+    Args:
+        placeholders: the model's tensors by placeholder.
+        inputs: the example batch's tensors by placeholder.
+    """
 
     def __init__(self, placeholders: Placeholders, inputs: dict[str, torch.Tensor]):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -43,7 +48,14 @@ class FakeRun:
         return tensor
 
     def run(self, nodes: list[fx.Node]) -> dict[str, list[float]]:
-        """Columns of costs, an entry an op."""
+        """The costs of every op, at the example batch's size.
+
+        Args:
+            nodes: the ops, in topological order.
+
+        Returns:
+            Columns of a `Graph` by name (FLOPs, bytes, `requires_grad`), an entry an op.
+        """
         columns: dict[str, list[float]] = defaultdict(list)
         keep_alive = []
         hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
@@ -100,5 +112,3 @@ def _nbytes(value: Any) -> float:
 
 def _needs_grad(value: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(value))
-
-

@@ -2,10 +2,14 @@
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from .errors import SegueError
 from .exported import Placeholders, is_view, op_kind, op_module
 from .program import node_inputs
+
+_UPDATES_BUFFERS = {"batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit"}
+_STATISTICS = ("running_mean", "running_var")
 
 
 def make_functional(graph: fx.Graph, placeholders: Placeholders) -> None:
@@ -19,15 +23,15 @@ def make_functional(graph: fx.Graph, placeholders: Placeholders) -> None:
     """
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        if node.op != "call_function" or not mutates(node):
+        if node.op != "call_function" or not _mutates(node):
             continue
         changed = changed_placeholder(node)
         if changed is not None and changed not in placeholders.inputs:
             continue
-        if node.target._schema.name.rsplit("::")[-1] in _UPDATES_BUFFERS:
+        name = op_kind(node)
+        if name in _UPDATES_BUFFERS:
             continue
         base = node.args[0]
-        name = node.target._schema.name.rsplit("::")[-1]
         functional = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), node.target._overloadname, None)
         if not name.endswith("_") or functional is None or not isinstance(base, fx.Node) or is_view(base):
             raise SegueError(f"model: {node.name}: the in-place op {name} on a view cannot be captured")
@@ -47,22 +51,64 @@ def _views(node: fx.Node) -> list[fx.Node]:
     return views + [deeper for view in views for deeper in _views(view)]
 
 
-_UPDATES_BUFFERS = {"batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit"}
-
-
-def mutates(node: fx.Node) -> bool:
+def _mutates(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def changed_placeholder(node: fx.Node) -> fx.Node | None:
     """The placeholder that an in-place op changes, at once or through other in-place ops."""
-    base = node
-    while base.op == "call_function" and mutates(base):
-        first = next(node_inputs(base), None)
-        if first is None:
-            return None
-        base = first
-    return base if base is not node and base.op == "placeholder" else None
+    base = _origin(node)
+    return base if base is not None and base is not node and base.op == "placeholder" else None
+
+
+def _origin(node: fx.Node) -> fx.Node | None:
+    """What a chain of in-place ops that ends at this node began with."""
+    base: fx.Node | None = node
+    while base is not None and base.op == "call_function" and _mutates(base):
+        base = next(node_inputs(base), None)
+    return base
+
+
+def refuse_repeated_updates(nodes: list[fx.Node], placeholders: Placeholders) -> None:
+    """Make sure that no buffer is updated by two ops of a step.
+
+    Two updates in different stages would be made in another order than by the model's own forward passes, one microbatch
+    after the other, and in a different order for every placement.
+
+    Raises:
+        SegueError: for the first buffer that is, as by one BatchNorm called on two branches in train mode.
+    """
+    updates: dict[str, list[str]] = {}
+    for node in nodes:
+        for name in dict.fromkeys(placeholders.name(source.name) for source in _updated(node)):
+            if name is not None:
+                updates.setdefault(name, []).append(node.name)
+    for name, ops in updates.items():
+        if len(ops) > 1:
+            module, _, buffer = name.rpartition(".")
+            owner = f"module {module}: its buffer {buffer}" if module else f"buffer {buffer}"
+            raise SegueError(
+                f"model: {owner} is updated by {len(ops)} ops of one step ({ops[0]}, {ops[1]}{', ...' * (len(ops) > 2)}), "
+                "whose order over devices and microbatches cannot be kept; give each branch its own module, freeze this "
+                "one with eval(), or update the buffer in one op"
+            )
+
+
+def _updated(node: fx.Node) -> list[fx.Node]:
+    """What a call overwrites: the arguments that its schema says, and a norm's statistics, which its schema conceals."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    arguments = node.target._schema.arguments
+    given = dict(zip((argument.name for argument in arguments), node.args, strict=False)) | node.kwargs
+    training = given.get("training", given.get("use_input_stats", False))
+    written = [
+        given.get(argument.name)
+        for argument in arguments
+        if (argument.alias_info is not None and argument.alias_info.is_write)
+        or (training and argument.name in _STATISTICS)
+    ]
+    origins = (_origin(leaf) for leaf in pytree.tree_leaves(written) if isinstance(leaf, fx.Node))
+    return [origin for origin in origins if origin is not None]
 
 
 def delay_buffer_updates(nodes: list[fx.Node], prefix: str) -> dict[fx.Node, fx.Node]:
@@ -90,9 +136,7 @@ def earlier_readers(node: fx.Node, position: dict[fx.Node, int]) -> list[fx.Node
     """The ops that read a buffer before this op changes it."""
     readers: list[fx.Node] = []
     base = node
-    while base.op == "call_function" and mutates(base):
+    while base.op == "call_function" and _mutates(base):
         base = next(node_inputs(base))
         readers.extend(user for user in base.users if position.get(user, len(position)) < position[node])
     return readers
-
-

@@ -241,6 +241,8 @@ class Executor:
     def apply(self, placement: Placement) -> MoveReport:
         """Move to another placement between two steps; training goes on from the same numbers.
 
+        Call it on every worker; where they were given different placements, worker 0's counts.
+
         Raises:
             SegueError: if the placement is not of this model and run.
             MoveFailed: if a transfer failed anywhere; every worker keeps the old placement.
@@ -251,6 +253,9 @@ class Executor:
                 f"placement: microbatches: the run has {self.microbatches}, the placement {placement.microbatches}"
             )
         start = time.monotonic()
+        agreed = torch.from_numpy(placement.devices.astype(np.int64))
+        dist.broadcast(agreed, src=0)
+        placement = Placement(agreed.numpy(), placement.microbatches)
         before, after = self.placement.devices.tolist(), placement.devices.tolist()
         migration = Migration(self._state, self._transport, self.topology, self.rank, before, after)
         sent = migration.run()

@@ -1,3 +1,4 @@
+import copy
 import operator
 
 import numpy as np
@@ -212,7 +213,7 @@ def loss_and_state(model, x):
 
 def ema(m, x):
     h = m.lin(x)
-    m.scale.mul_(0.9).add_(h.detach().mean(0))
+    m.scale.lerp_(h.detach().mean(0), 0.1)
     return (h * m.scale).sum()
 
 
@@ -226,6 +227,11 @@ def shared_norm(m, x):
     return m.bn(m.lin(x)).sum() + (m.bn(m.other(x)) ** 2).sum()
 
 
+def shared_frozen_norm(m, x):
+    m.bn.eval()
+    return shared_norm(m, x)
+
+
 def inplace_chain(m, x):
     h = m.lin(x)
     h += x
@@ -237,7 +243,7 @@ def inplace_on_the_batch(m, x):
     return (m.lin(F.relu(x, inplace=True)) * x).sum()
 
 
-@pytest.mark.parametrize("forward", [ema, read_then_update, shared_norm, inplace_chain, inplace_on_the_batch])
+@pytest.mark.parametrize("forward", [ema, read_then_update, shared_frozen_norm, inplace_chain, inplace_on_the_batch])
 def test_in_place_ops_and_buffer_updates_keep_their_meaning(forward):
     model, reference = Lambda(forward), Lambda(forward)
     reference.load_state_dict(model.state_dict())
@@ -292,6 +298,16 @@ def without_grad(m, x):
     return h.sum()
 
 
+def two_updates_in_a_row(m, x):
+    h = m.lin(x)
+    m.scale.mul_(0.9).add_(h.detach().mean(0))
+    return (h * m.scale).sum()
+
+
+def shared_statistics(m, x):
+    return sum(F.batch_norm(y, m.scale, m.bn.running_var, training=True).sum() for y in (m.lin(x), m.other(x), x))
+
+
 def branching(m, x):
     return m.lin(x).sum() if x.sum() > 0 else x.sum()
 
@@ -308,6 +324,19 @@ UNTRACEABLE = {
     "a region without gradient": (without_grad, "region .* cannot be captured; use detach"),
     "a change under a view": (viewed, "relu_ on a value that is also read through a view cannot be captured"),
     "a change of a view": (on_a_view, "the in-place op zero_ on a view cannot be captured"),
+    "a norm on two branches": (
+        shared_norm,
+        r"module bn: its buffer num_batches_tracked is updated by 2 ops of one step \(add_, add__1\).* give each branch its "
+        r"own module, freeze this one with eval\(\)",
+    ),
+    "two updates of a buffer": (
+        two_updates_in_a_row,
+        r"buffer scale is updated by 2 ops of one step \(mul_, add_\), whose",
+    ),
+    "statistics of three branches": (
+        shared_statistics,
+        r"buffer scale is updated by 3 ops of one step \(batch_norm, batch_norm_1, ...\)",
+    ),
     "the batch as output": (lambda m, x: x, "the first output must be a tensor that the model computes"),
     "no output": (lambda m, x: None, "the first output must be a tensor that the model computes"),
 }
@@ -319,6 +348,54 @@ def test_what_cannot_be_captured_is_refused_with_the_reason(case):
     with pytest.raises(SegueError, match=message) as error:
         program_of(forward)
     assert "\n" not in str(error.value)
+
+
+class Siamese(nn.Module):
+    def __init__(self, left, right):
+        super().__init__()
+        self.left, self.right = left, right
+
+    def forward(self, pair):
+        return (self.left(pair[0]) - self.right(pair[1])).pow(2).sum()
+
+
+def siamese(norm, tower=False):
+    shared = nn.Sequential(nn.Conv1d(3, 3, 1), norm) if tower else norm
+    return Siamese(shared, shared)
+
+
+PAIR = (torch.randn(4, 3, 5), torch.randn(4, 3, 5))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)])
+def test_a_norm_that_learns_from_both_branches_is_refused_by_its_name_in_the_model(norm):
+    step = TrainingStep(siamese(norm, tower=True))
+    with pytest.raises(SegueError, match=r"model: module left\.1: its buffer \w+ is updated by 2 ops"):
+        capture_program(step, ({"pair": PAIR},), prefix="model.")
+
+
+def test_two_norms_on_one_buffer_are_refused():
+    model = Siamese(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    model.right.running_var = model.left.running_var
+    with pytest.raises(SegueError, match="module left: its buffer running_var is updated by 2 ops of one step"):
+        capture_program(model, (PAIR,))
+
+
+ORDERLESS = {
+    "in evaluation": siamese(nn.BatchNorm1d(3)).eval(),
+    "without running statistics": siamese(nn.BatchNorm1d(3, track_running_stats=False)),
+    "a norm of its own for each branch": Siamese(nn.BatchNorm1d(3), nn.BatchNorm1d(3)),
+}
+
+
+@pytest.mark.parametrize("case", ORDERLESS)
+def test_branches_that_share_no_update_are_captured(case):
+    model = ORDERLESS[case]
+    reference = copy.deepcopy(model)
+    program = capture_program(model, (PAIR,))
+    assert program.graph.kinds.count("batch_norm") == 2
+    assert torch.equal(run(program, model, PAIR), reference(PAIR))
+    assert all(torch.equal(*both) for both in zip(model.buffers(), reference.buffers(), strict=True))
 
 
 def test_an_example_of_one_sample_keeps_its_size():
