@@ -201,7 +201,10 @@ class Controller:
         }
         least = max(self.config.least_gain, 0.5 * self._error())
         if not len(moved) or relative < least or gain <= cost:
-            why = f"{self._reason}; the best proposal would gain {relative:.1%}, less than the {least:.1%} worth a move"
+            why = (
+                f"{self._reason}; the best proposal would gain {relative:.1%} a step (worth a move from {least:.1%}), "
+                f"{max(0.0, gain):.2f} s in all for a cost of {cost:.2f} s"
+            )
             self._note(Decision(step + 1, "stay", why, **facts))
             self._phase = "watch"
             return None

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
+from tqdm import tqdm
 
 from ..agent.proposer import Request, answer
 from ..placement.clock import Span
@@ -234,8 +236,8 @@ def _record(run: Run, summary: dict[str, Any], folder: Path) -> RunRecord:
 
 def check_losses(config: RunConfig) -> int:
     """Train the same steps in plain PyTorch and compare; prints the largest difference, returns 0 if it is small."""
-    from tqdm import tqdm
-
+    # As many threads as a worker has: the kernels' order of additions depends on it.
+    torch.set_num_threads(max(1, len(config.devices().devices[0].cores)))
     data = load_data(config.data, config.image_size)
     model = make_model(config, data)
     size = -(-config.batch_size // config.microbatches)

@@ -1,0 +1,147 @@
+"""The controller against steps that a second simulator plays, with device speeds that the agent has to find out."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segue.agent.beliefs import Beliefs
+from segue.agent.controller import Controller, ControllerConfig, Decision
+from segue.agent.propose import Proposal
+from segue.agent.proposer import Request
+from segue.placement.clock import SimulatedClock
+from segue.placement.costs import Profile, make_costs
+from segue.placement.graph import make_graph
+from segue.placement.placement import Placement
+from segue.placement.presets import preset
+
+OPS, STEPS = 12, 60
+GRAPH = make_graph("chain", [(i, i + 1) for i in range(OPS - 1)], output_bytes=1e3, parameter_bytes=1e4)
+PROFILE = Profile(np.full(OPS, 2e-3), np.full(OPS, 4e-3), np.zeros(OPS), "measured")
+TOPOLOGY = preset("emulated-2")
+SIZES = (4, 4)
+SPLIT = np.repeat([0, 1], OPS // 2)
+BETTER = np.repeat([0, 1], [8, 4])
+CONFIG = ControllerConfig(profile_steps=4, rounds=1)
+
+
+class Thinker:
+    """Stands for the thinking process: answers at once with a given map."""
+
+    def __init__(self, *maps: np.ndarray):
+        self.maps = list(maps)
+        self.requests: list[Request] = []
+
+    def ask(self, request: Request) -> None:
+        self.requests.append(request)
+
+    def poll(self) -> Proposal:
+        request = self.requests[-1]
+        devices = self.maps[min(len(self.requests), len(self.maps)) - 1]
+        placement = Placement(devices, len(SIZES))
+        return Proposal(
+            placement,
+            request.clock.step_time(devices),
+            request.clock.step_time(request.start.devices),
+            1,
+            "search",
+            len(placement.moved(request.start)),
+            True,
+        )
+
+    def close(self) -> None:
+        pass
+
+
+def truth(speed: np.ndarray) -> SimulatedClock:
+    topology = TOPOLOGY.with_speed(speed)
+    return SimulatedClock(GRAPH, topology, make_costs(GRAPH, topology, PROFILE), SIZES)
+
+
+def play(
+    thinker: Thinker,
+    speeds: dict[int, np.ndarray],
+    steps: int = STEPS,
+    outlier: int = -1,
+    pause_s: float = 0.1,
+    **changes: Any,
+) -> Controller:
+    """A run whose true speeds change at the given steps."""
+    beliefs = Beliefs(GRAPH, TOPOLOGY, PROFILE, SIZES)
+    config = ControllerConfig(**{**CONFIG.__dict__, **changes})
+    start = Placement(SPLIT, len(SIZES))
+    controller = Controller(beliefs, start, GRAPH.parameter_bytes * 3, steps, config, thinker)  # pyright: ignore
+    controller.pause_s = pause_s
+    clock = truth(TOPOLOGY.speed)
+    for step in range(steps):
+        if step in speeds:
+            clock = truth(speeds[step])
+        now = truth(TOPOLOGY.speed / 5) if step == outlier else clock
+        decision = controller.observe(step, now.step(controller.placement))
+        if decision is not None:
+            controller.moved(0.01)
+    return controller
+
+
+def actions(controller: Controller) -> list[str]:
+    return [decision.action for decision in controller.log]
+
+
+def test_a_better_placement_is_taken_and_kept() -> None:
+    controller = play(Thinker(BETTER), {})
+    assert actions(controller) == ["move", "keep"]
+    move = controller.log[0]
+    assert move.predicted_gain_s is not None
+    assert move.predicted_cost_s is not None
+    assert move.predicted_gain_s > move.predicted_cost_s
+    assert set(move.moves) == {"op6", "op7"}
+    assert set(map(tuple, move.moves.values())) == {("dev1", "dev0")}
+
+
+def test_a_placement_that_proves_slower_is_taken_back() -> None:
+    class Liar(Thinker):
+        def poll(self) -> Proposal:
+            honest = super().poll()
+            return Proposal(honest.placement, 0.01, honest.start_step_time_s, 1, "search", 1, True)
+
+    controller = play(Liar(np.ones(OPS, np.int64)), {})
+    assert actions(controller)[:2] == ["move", "take back"]
+    assert np.array_equal(controller.placement.devices, SPLIT)
+
+
+def test_a_move_that_does_not_pay_by_the_end_is_not_made() -> None:
+    controller = play(Thinker(BETTER), {}, pause_s=100.0)
+    assert actions(controller) == ["stay"]
+    assert "for a cost of 100" in controller.log[0].why
+
+
+def test_measured_busy_seconds_correct_the_believed_speeds() -> None:
+    true_speed = TOPOLOGY.speed * np.array([0.5, 2.0])
+    controller = play(Thinker(SPLIT), {0: true_speed})
+    assert controller.beliefs.speed == pytest.approx(true_speed, rel=0.06)
+    assert actions(controller) == ["stay"]
+
+
+def test_a_device_that_slows_down_is_noticed_and_answered() -> None:
+    slow = TOPOLOGY.speed / np.array([3.0, 1.0])
+    thinker = Thinker(BETTER, np.repeat([0, 1], [4, 8]))
+    controller = play(thinker, {30: slow})
+    assert actions(controller) == ["move", "keep", "move", "keep"]
+    answer = controller.log[2]
+    assert "dev0 takes" in answer.why
+    assert 30 < answer.step <= 36
+    assert thinker.requests[1].clock.topology.speed == pytest.approx(slow, rel=0.06)
+
+
+def test_one_slow_step_is_no_drift() -> None:
+    controller = play(Thinker(BETTER), {}, outlier=40)
+    assert actions(controller) == ["move", "keep"]
+
+
+def test_the_same_steps_give_the_same_decisions() -> None:
+    slow = {30: TOPOLOGY.speed / np.array([3.0, 1.0])}
+
+    def log() -> list[Decision]:
+        return play(Thinker(BETTER, SPLIT), slow).log
+
+    assert log() == log()
