@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..placement.discover import discover
 from ..placement.errors import SegueError
 from ..placement.files import check_fields, read_json, write_json
@@ -115,15 +117,13 @@ class RunConfig:
 
 
 def find_topology(spec: str) -> Topology:
-    """A topology from a file, a preset's name, or `auto`: the GPUs if there are two or more, else four emulated devices.
+    """A topology from a file, a preset's name, or `auto`: the GPUs if there are any, else four emulated devices.
 
     Raises:
         SegueError: if it is neither.
     """
     if spec == "auto":
-        found = discover()
-        gpus = found.devices[0].kind == "cuda" and found.num_devices > 1
-        return found if gpus else preset("emulated-4")
+        return discover() if torch.cuda.is_available() else preset("emulated-4")
     if spec in ("this-machine", "discover"):
         return discover()
     if Path(spec).suffix in (".yaml", ".yml", ".json"):
