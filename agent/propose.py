@@ -58,9 +58,8 @@ def propose(
 ) -> Proposal:
     """Look for a faster placement: rollouts of the policy from every start, then annealing with the policy's moves.
 
-    The answer is never worse than the best start that fits memory, and of equally good placements the one that moves fewer
-    bytes. What is compared is the step time, or with `migration_cost` the seconds until the horizon: `step time *
-    horizon_steps + migration_cost(devices)`.
+    Never worse than the best start that fits memory; of equals, the one that moves fewer bytes. Compared is the step time,
+    or with `migration_cost` the seconds until the horizon: `step time * horizon_steps + migration_cost(devices)`.
 
     Args:
         clock: predicts step times.
@@ -68,7 +67,7 @@ def propose(
         policy: decides; by default the shipped one.
         evaluations: distinct placements that the clock may be asked for.
         seed: the same seed gives the same answer.
-        starts: other op-to-device maps to begin from, such as the planners', with or without names.
+        starts: other op-to-device maps to begin from, with or without names.
         migration_cost: seconds that it takes to get from `start` to a map, `devices -> seconds`; 0 for `start` itself.
         horizon_steps: steps over which moving has to pay.
         max_groups: graphs with more ops are coarsened to this many groups.

@@ -2,7 +2,7 @@
 
 import os
 import time
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -19,31 +19,13 @@ class Interval(NamedTuple):
     end_s: float
 
 
-class Pace(Protocol):
-    """Begins and ends instructions on one device, and says afterwards when they ran."""
+class Pace:
+    """CPU cores, where an instruction takes what it takes; and what other devices' paces share.
 
-    torch_device: torch.device
-    overruns: int
-
-    def start_step(self, origin: float) -> None:
-        """Begin a step at `origin`, a reading of `time.monotonic`."""
-        ...
-
-    def begin(self, arrival: float) -> None:
-        """Begin an instruction, not before `arrival` (a reading of `time.monotonic`)."""
-        ...
-
-    def end(self, declared_s: float) -> float:
-        """End it; returns the time at which its results are ready to be sent."""
-        ...
-
-    def intervals(self) -> list[Interval]:
-        """Every instruction since `start_step`."""
-        ...
-
-
-class RealPace:
-    """CPU cores: an instruction takes what it takes."""
+    Attributes:
+        torch_device: where the device's tensors live.
+        overruns: instructions that took longer than declared.
+    """
 
     def __init__(self, device: Device):
         self.torch_device = torch.device("cpu")
@@ -53,28 +35,28 @@ class RealPace:
             torch.set_num_threads(len(device.cores))
 
     def start_step(self, origin: float) -> None:
-        """See `Pace`."""
+        """Begin a step at `origin`, a reading of `time.monotonic`."""
         self._origin = origin
         self._intervals: list[Interval] = []
 
     def begin(self, arrival: float) -> None:
-        """See `Pace`; what has been received has arrived."""
-        del arrival
+        """Begin an instruction, not before `arrival` (a reading of `time.monotonic`)."""
+        del arrival  # what has been received has arrived
         self._start = time.monotonic()
 
     def end(self, declared_s: float) -> float:
-        """See `Pace`; nothing is declared for a real device."""
-        del declared_s
+        """End it; returns the time at which its results are ready to be sent."""
+        del declared_s  # nothing is declared for a real device
         now = time.monotonic()
         self._intervals.append(Interval(self._start - self._origin, now - self._origin))
         return now
 
     def intervals(self) -> list[Interval]:
-        """See `Pace`."""
+        """Every instruction since `start_step`."""
         return self._intervals
 
 
-class EmulatedPace:
+class EmulatedPace(Pace):
     """A declared pace: the work is done for real, then the worker sleeps for what is left of the declared time.
 
     The device keeps a clock of its own that declared times and arrivals advance; real time is made to follow it, so that the
@@ -82,15 +64,14 @@ class EmulatedPace:
     counted as an overrun.
     """
 
-    def __init__(self) -> None:
-        self.torch_device = torch.device("cpu")
-        self.overruns = 0
+    def __init__(self, device: Device):
+        super().__init__(device)
         torch.set_num_threads(1)
 
     def start_step(self, origin: float) -> None:
         """See `Pace`."""
-        self._origin = self._clock = origin
-        self._intervals: list[Interval] = []
+        super().start_step(origin)
+        self._clock = origin
 
     def begin(self, arrival: float) -> None:
         """See `Pace`."""
@@ -109,17 +90,13 @@ class EmulatedPace:
         self._intervals.append(Interval(self._start - self._origin, self._clock - self._origin))
         return self._clock
 
-    def intervals(self) -> list[Interval]:
-        """See `Pace`."""
-        return self._intervals
 
-
-class CudaPace:
+class CudaPace(Pace):
     """A GPU: instructions are queued, and events on its stream say when they ran."""
 
     def __init__(self, device: Device):
+        super().__init__(device)
         self.torch_device = torch.device("cuda", device.index)
-        self.overruns = 0
         torch.cuda.set_device(self.torch_device)
 
     def start_step(self, origin: float) -> None:
@@ -162,4 +139,4 @@ def make_pace(device: Device) -> Pace:
     """The pace of a device's kind."""
     if device.kind == "cuda":
         return CudaPace(device)
-    return EmulatedPace() if device.kind == "emulated" else RealPace(device)
+    return EmulatedPace(device) if device.kind == "emulated" else Pace(device)

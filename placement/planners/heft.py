@@ -88,7 +88,7 @@ class _Heft:
         while position < len(intervals) and intervals[position][0] < ready + needed:
             ready = max(ready, intervals[position][1])
             position += 1
-        return ready
+        return float(ready)
 
     def _put(self, op: int, device: int, start: float, end: float) -> None:
         if self.devices[self.leader[op]] < 0:
