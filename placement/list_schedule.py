@@ -15,7 +15,8 @@ from .stages import Bools, Floats, Ints, Stages
 FORWARD, BACKWARD = 0, 1
 
 # For functions that allocate nothing: without counting references to arrays they run about four times as fast.
-_hot: Any = njit(cache=True, **{"_nrt": False})
+_without_references: Any = {"_nrt": False}
+_hot = njit(cache=True, **_without_references)
 
 
 class StageCosts(NamedTuple):
