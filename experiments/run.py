@@ -146,7 +146,7 @@ def _add_told(run: Run, summary: dict[str, Any]) -> None:
     if not run.config.agent or len(summary["acts"]) < 2:
         return
     request = Request(
-        clock=run.clock(True),
+        clock=run.clock(run.config.steps),
         start=run.start,
         move_seconds=np.zeros(run.graph.num_ops),
         pause_s=0.0,

@@ -96,27 +96,26 @@ class Run:
             acts.append(Act(name, before, after))
         return acts
 
-    def clock(self, slowed: bool) -> SimulatedClock:
-        """The simulator of the run's devices, as declared or after every slow-down."""
+    def clock(self, step: int) -> SimulatedClock:
+        """The simulator of the run's devices as they are at a step."""
         speed = self.topology.speed.copy()
-        for event in self.config.slow if slowed else ():
-            speed[self.topology.index[event.device]] = self.topology.speed[self.topology.index[event.device]]
-            speed[self.topology.index[event.device]] /= event.factor
+        for event in sorted(self.config.slow, key=lambda event: event.step):
+            if event.step <= step:
+                device = self.topology.index[event.device]
+                speed[device] = self.topology.speed[device] / event.factor
         topology = self.topology.with_speed(speed)
         sizes = microbatch_sizes(self.config.batch_size, self.config.microbatches)
         return SimulatedClock(self.graph, topology, make_costs(self.graph, topology, self.profile), sizes)
 
     def runtime_without_agent_s(self) -> float:
         """Estimate of the runtime at the start's placement: its measured step time, scaled by the simulator where slowed."""
-        first = self.acts()[0]
-        base = float(np.median(first.before))
-        declared = self.clock(False).step_time(self.start.devices)
-        total, factors = 0.0, {event.step: event for event in self.config.slow}
-        current = base
-        for step in range(len(self.losses)):
-            if step in factors:
-                current = base * self.clock(True).step_time(self.start.devices) / declared
-            total += current
+        measured = float(np.median(self.acts()[0].before))
+        first = self.clock(0).step_time(self.start.devices)
+        changes = sorted({0, *(event.step for event in self.config.slow)})
+        total = 0.0
+        for begin, end in zip(changes, [*changes[1:], len(self.losses)], strict=True):
+            steps = max(0, min(end, len(self.losses)) - begin)
+            total += steps * measured * self.clock(begin).step_time(self.start.devices) / first
         return total
 
 
