@@ -109,6 +109,7 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--image-size", type=int, default=32)
     compare.add_argument("--evaluations", type=int, default=1000, help="simulated placements for each search")
     compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument("--profile", default="", help="op times of a run (its profile.json) instead of measuring")
     compare.add_argument("--policy", default="", help="pretrained weights; the shipped ones by default")
     compare.add_argument("--json", default="", help="also write the rows to this file")
 

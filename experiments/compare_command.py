@@ -12,7 +12,7 @@ from torch import nn
 from ..agent.proposer import Request, answer
 from ..placement.capture import capture_program
 from ..placement.clock import SimulatedClock
-from ..placement.costs import make_costs, microbatch_sizes
+from ..placement.costs import Profile, make_costs, microbatch_sizes
 from ..placement.errors import SegueError
 from ..placement.files import write_text
 from ..placement.placement import Placement
@@ -42,7 +42,7 @@ def compare_command(options: argparse.Namespace) -> int:
     if options.json:
         write_text(options.json, json.dumps(rows, indent=1) + "\n")
     print(
-        f"{clock.graph.name}: {clock.graph.num_ops} ops on {clock.topology.name}; op times measured on this machine's CPU."
+        f"{clock.graph.name}: {clock.graph.num_ops} ops on {clock.topology.name}; op times measured on a CPU core."
     )
     print(comparison_table(rows))
     return 0
@@ -62,8 +62,11 @@ def _clock(options: argparse.Namespace) -> SimulatedClock:
     topology = find_topology(options.topology)
     step = TrainingStep(model.train(), nn.CrossEntropyLoss())
     program = capture_program(step, (example,), name=options.model, prefix="model.")
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    profile = measure_profile(program, {k: v.detach() for k, v in tensors.items()}, list(example))
+    if options.profile:
+        profile = Profile.load(options.profile, program.graph)
+    else:
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        profile = measure_profile(program, {k: v.detach() for k, v in tensors.items()}, list(example))
     return SimulatedClock(program.graph, topology, make_costs(program.graph, topology, profile), sizes)
 
 
