@@ -38,7 +38,7 @@ def test_plans_made_elsewhere_take_part(clock):
     given = Plan("policy", devices, clock.step_time(devices), 0.0, 7, 0.5)
     rows = compare(clock, ["single:dev0"], plans=[given])
     assert [row["planner"] for row in rows] == ["policy", "single:dev0"]
-    assert rows[0]["ratio"] == pytest.approx(0.12 / 0.36)
+    assert rows[0]["ratio"] == pytest.approx(0.12 / 0.36, rel=0.01)  # and a little for starting an instruction
     assert rows[0]["evaluations"] == 7
 
 
