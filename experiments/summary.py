@@ -90,8 +90,9 @@ class Run:
         acts = []
         for name, begin, end in zip(names, starts, [*starts[1:], last], strict=True):
             moves = [m["step"] for m in self.moves if begin < m["step"] < end]
-            warm = begin + (FIRST_STEPS if begin == 0 else 0)
-            before = times[warm : moves[0]] if moves else times[warm:end]
+            first = moves[0] if moves else end
+            warm = FIRST_STEPS if begin == 0 and first > FIRST_STEPS else begin
+            before = times[warm:first]
             after = times[moves[-1] + 1 : end] if moves and moves[-1] + 1 < end else before
             acts.append(Act(name, before, after))
         return acts

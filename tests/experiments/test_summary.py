@@ -85,6 +85,13 @@ def test_a_device_that_is_slow_from_the_start_changes_no_estimate() -> None:
     assert a_run([], [2.0] * 20, (SlowDown("dev0", 0, 3.0),)).runtime_without_agent_s() == pytest.approx(40.0)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_that_was_stopped_at_once_has_figures(steps: int) -> None:
+    summary = summarize(a_run([], [2.0] * steps, (SlowDown("dev0", 10, 3.0),)))
+    assert summary["step_time_start_s"] == summary["step_time_end_s"] == 2.0
+    assert np.isfinite(summary["runtime_saved_estimate"])
+
+
 def test_a_run_without_moves_has_a_table_too() -> None:
     text = table(summarize(a_run([], [2.0] * 5)))
     assert "emulated" in text
