@@ -41,9 +41,7 @@ def compare_command(options: argparse.Namespace) -> int:
     rows = compare(clock, ["all"], options.seed, options.evaluations, [_agent(clock, options)])
     if options.json:
         write_text(options.json, json.dumps(rows, indent=1) + "\n")
-    print(
-        f"{clock.graph.name}: {clock.graph.num_ops} ops on {clock.topology.name}; op times measured on a CPU core."
-    )
+    print(f"{clock.graph.name}: {clock.graph.num_ops} ops on {clock.topology.name}; op times measured on a CPU core.")
     print(comparison_table(rows))
     return 0
 
