@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_train(commands)
     _add_compare(commands)
+    _add_place(commands)
     return parser
 
 
@@ -114,6 +115,25 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--json", default="", help="also write the rows to this file")
 
 
+def _add_place(commands: Any) -> None:
+    place = commands.add_parser(
+        "place",
+        help="place a workload of the public operator-placement benchmark",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    place.set_defaults(command=_place)
+    place.add_argument("--graph", required=True, metavar="WORKLOAD.json", help="a workload in the benchmark's JSON")
+    place.add_argument(
+        "--objective", default="max-load", help="max-load (steady-state time per sample) or latency (of one sample)"
+    )
+    place.add_argument("--budget", type=float, default=10.0, metavar="SECONDS", help="how long to search")
+    place.add_argument(
+        "--evaluations", type=int, default=0, help="stop after so many placements; 0: only the budget ends it"
+    )
+    place.add_argument("--seed", type=int, default=0)
+    place.add_argument("--out", default="split.json", help="where the split goes, in the benchmark's form")
+
+
 def _run(options: argparse.Namespace) -> int:
     from .run import resume_run, start_run
 
@@ -174,3 +194,9 @@ def _compare(options: argparse.Namespace) -> int:
     from .compare_command import compare_command
 
     return compare_command(options)
+
+
+def _place(options: argparse.Namespace) -> int:
+    from .place_command import place_command
+
+    return place_command(options)
