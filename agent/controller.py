@@ -166,18 +166,17 @@ class Controller:
         topology = self.beliefs.topology
         slowest = topology.seconds_per_byte.max()
         self._phase = "think"
-        self.proposer.ask(
-            Request(
-                clock=self.beliefs.clock,
-                start=self.placement,
-                move_seconds=self.op_bytes * slowest,
-                pause_s=self.pause_s,
-                horizon_steps=max(1, self.total_steps - step),
-                evaluations=self.config.evaluations,
-                seed=self.config.seed + len(self.log),
-                policy_path=self.config.policy_path,
-            )
+        self._request = Request(
+            clock=self.beliefs.clock,
+            start=self.placement,
+            move_seconds=self.op_bytes * slowest,
+            pause_s=self.pause_s,
+            horizon_steps=max(1, self.total_steps - step),
+            evaluations=self.config.evaluations,
+            seed=self.config.seed + len(self.log),
+            policy_path=self.config.policy_path,
         )
+        self.proposer.ask(self._request)
 
     def _thought(self, step: int) -> Decision | None:
         proposal = self.proposer.poll()
@@ -187,7 +186,7 @@ class Controller:
         target: Placement = proposal.placement
         moved = self.placement.moved(target)
         gain = (proposal.start_step_time_s - proposal.predicted_step_time_s) * left
-        cost = float(self.op_bytes[moved].sum() * self.beliefs.topology.seconds_per_byte.max() + self.pause_s)
+        cost = self._request.move_cost(target.devices)
         relative = 1.0 - proposal.predicted_step_time_s / proposal.start_step_time_s
         facts: dict[str, Any] = {
             "predicted_before_s": proposal.start_step_time_s,

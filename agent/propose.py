@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..env.config import EnvConfig
@@ -15,6 +14,7 @@ from ..placement.placement import Placement, check_placement, colocate
 from .network import PlacementNetwork
 from .pretrained import load_policy
 from .search import Search, SearchSettings, Visit
+from .threads import one_thread
 
 Ints = NDArray[np.int64]
 
@@ -97,12 +97,8 @@ def propose(
     now = search.visit(devices, "start")
     assert now is not None
     visits = [now, *(search.visit(other, f"start:{name}") for name, other in named.items())]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         _run(search, network, [visit for visit in visits if visit is not None], seed, settings)
-    finally:
-        torch.set_num_threads(threads)
     return _proposal(search, now, start, evaluations)
 
 

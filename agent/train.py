@@ -2,8 +2,6 @@
 
 import csv
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -24,6 +22,7 @@ from ..placement.placement import Placement
 from .network import PlacementNetwork
 from .policy import PlacementPolicy
 from .pretrained import load_policy, save_policy
+from .threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def train(
         settings = replace(settings, envs=1)
         sampler = _one(clock, start)
     folder = Path(log_dir) if log_dir is not None else None
-    with _one_thread():
+    with one_thread():
         model = _model(settings, seed, sampler, weights, folder if tensorboard else None)
         rewards = _restore(model, folder, settings, seed) if folder and resume else []
         with tqdm(total=settings.timesteps, initial=model.num_timesteps, disable=not progress, unit="step") as bar:
@@ -227,14 +226,3 @@ def _restore(model: MaskablePPO, folder: Path, settings: TrainingPreset, seed: i
     model.policy.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     model.num_timesteps = int(record["timesteps"])
     return list(record["rewards"])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread: small matrices gain nothing from more, and sums keep their order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -17,7 +17,6 @@ from ..agent.controller import Controller, ControllerConfig, Decision
 from ..placement.costs import part_sizes
 from ..placement.errors import SegueError
 from ..placement.executor import Executor, probe_links
-from ..placement.executor.executor import move_bytes, optimizer_state_per_parameter
 from ..placement.graph import Graph
 from ..placement.placement import Placement
 from ..placement.planners import plan
@@ -148,10 +147,11 @@ class _Job:
     def _controller(self) -> Controller:
         config, executor = self.config, self.executor
         sizes = tuple(part_sizes(executor.batch_size, executor.micro_size))
-        share = optimizer_state_per_parameter(make_optimizer(config, nn.Linear(1, 1)))
-        beliefs = Beliefs(executor.graph, self.topology, executor.profile, sizes, share)
+        beliefs = Beliefs(
+            executor.graph, self.topology, executor.profile, sizes, executor.optimizer_state_per_parameter
+        )
         settings = ControllerConfig(evaluations=config.evaluations, seed=config.seed, policy_path=config.policy)
-        return Controller(beliefs, executor.placement, move_bytes(executor), config.steps, settings)
+        return Controller(beliefs, executor.placement, executor.op_bytes, config.steps, settings)
 
     def _slow_down(self, steps: range | list[int]) -> None:
         for event in self.config.slow:

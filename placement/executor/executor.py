@@ -118,11 +118,21 @@ class Executor:
     def _set_costs(self) -> None:
         """Costs as they now are on the (possibly slowed) devices; emulated devices keep this pace."""
         slowed = self.topology.with_speed(self.topology.speed / self._slow)
-        self._costs = make_costs(self.graph, slowed, self.profile, self._state_per_parameter())
+        self._costs = make_costs(self.graph, slowed, self.profile, self.optimizer_state_per_parameter)
         self._plans: dict[tuple[int, ...], Plan] = {}
 
-    def _state_per_parameter(self) -> float:
-        return optimizer_state_per_parameter(self._state.template)
+    @property
+    def optimizer_state_per_parameter(self) -> float:
+        """Bytes of optimizer state per byte of parameter."""
+        optimizer = self._state.template
+        if isinstance(optimizer, torch.optim.SGD):
+            return 1.0 if any(group["momentum"] for group in optimizer.param_groups) else 0.0
+        return 2.0
+
+    @property
+    def op_bytes(self) -> np.ndarray:
+        """Bytes of parameters, buffers and optimizer state that travel with each op, `float64[n]`."""
+        return self.graph.parameter_bytes * (1 + self.optimizer_state_per_parameter) + self.graph.buffer_bytes
 
     def clock(self, sizes: list[int] | None = None) -> SimulatedClock:
         """The simulator of this run, as the executor's own schedules are made with it."""
@@ -266,11 +276,6 @@ class Executor:
         table = self._table([time.monotonic() - start, sent])
         return MoveReport(ops, int(table[:, 1].sum()), float(table[:, 0].max()))
 
-    def moved_bytes(self, placement: Placement) -> float:
-        """Bytes that `apply(placement)` would send."""
-        moved = self.placement.moved(placement)
-        return float(move_bytes(self)[moved].sum())
-
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The plain model's `state_dict()`, on the CPU, on every worker."""
         tensors = self._collect({name: tensor.detach().cpu() for name, tensor in self._state.tensors.items()})
@@ -352,17 +357,3 @@ def _split(tensor: torch.Tensor, total: int, size: int) -> list[torch.Tensor]:
     if tensor.dim() and tensor.shape[0] == total:
         return list(tensor.split(size))
     return [tensor] * len(part_sizes(total, size))
-
-
-def optimizer_state_per_parameter(optimizer: torch.optim.Optimizer) -> float:
-    """Bytes of optimizer state per byte of parameter."""
-    if isinstance(optimizer, torch.optim.SGD):
-        return 1.0 if any(group["momentum"] for group in optimizer.param_groups) else 0.0
-    return 2.0
-
-
-def move_bytes(executor: Executor) -> np.ndarray:
-    """Bytes of parameters, buffers and optimizer state that travel with each op, `float64[n]`."""
-    graph = executor.graph
-    share = optimizer_state_per_parameter(executor._state.template)
-    return graph.parameter_bytes * (1 + share) + graph.buffer_bytes
