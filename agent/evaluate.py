@@ -68,7 +68,7 @@ def evaluate(
             "search, uniform moves": search(untrained, settings=uniform),
             "search, untrained policy": search(untrained),
             "search, policy": search(trained),
-            "planner annealing from manual": planned.step_time_s if planned.feasible else np.inf,
+            "planner annealing from manual": planned.value_s if planned.feasible else np.inf,
             "search, policy from manual": search(trained, starts=manual),
             "annealing, 12 times as long": annealing(clock, scenario.start.devices, 12 * evaluations),
         }

@@ -94,7 +94,7 @@ def make_problem(clock: Clock, config: EnvConfig, costs: Costs | None = None) ->
     priced: Costs = costs or getattr(clock, "costs", None) or make_costs(graph, topology)
     groups = coarsen(graph, config.max_groups)
     count, of = groups.num_groups, groups.group_of
-    seconds = clock.microbatches * (priced.forward_s + priced.backward_s) + priced.update_s
+    seconds = priced.on_devices(clock.microbatches * (priced.forward_s + priced.backward_s) + priced.update_s)
     compute = np.stack([_sums(of, column, count) for column in seconds.T], axis=1)
     if not compute.any():
         raise SegueError(f"graph {graph.name}: every op takes 0 seconds; nothing to place by")

@@ -41,8 +41,8 @@ def compare(
         *(plan(name, clock, seed=seed, evaluations=evaluations) for name in expanded),
         *plans,
     ]
-    candidates.sort(key=lambda candidate: (candidate.overflow_bytes, candidate.step_time_s))
-    manual = next((candidate.step_time_s for candidate in candidates if _is_manual(candidate.planner)), None)
+    candidates.sort(key=lambda candidate: (candidate.overflow_bytes, candidate.value_s))
+    manual = next((candidate.value_s for candidate in candidates if _is_manual(candidate.planner)), None)
     return [_row(clock, candidate, manual, candidate is candidates[0]) for candidate in candidates]
 
 
@@ -84,13 +84,13 @@ def _row(clock: SimulatedClock, candidate: Plan, manual: float | None, best: boo
     _, trace = clock.trace(candidate.devices)
     return {
         "planner": candidate.planner,
-        "value": candidate.step_time_s,
+        "value": candidate.value_s,
         "feasible": candidate.feasible,
         "clock": report.source,
         "planning_s": candidate.planning_s,
         "evaluations": candidate.evaluations,
         "best": best,
-        "ratio": None if manual is None else candidate.step_time_s / manual,
+        "ratio": None if manual is None else candidate.value_s / manual,
         "memory_share": float(np.max(report.peak_bytes / report.capacity_bytes)),
         "transfers": int((trace.message_start >= 0).sum()),
     }

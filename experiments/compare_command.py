@@ -87,7 +87,7 @@ def _agent(clock: SimulatedClock, options: argparse.Namespace) -> Plan:
     return Plan(
         planner="agent",
         devices=proposal.placement.devices,
-        step_time_s=step_time,
+        value_s=step_time,
         overflow_bytes=overflow,
         evaluations=proposal.evaluations,
         planning_s=time.perf_counter() - begin,

@@ -126,14 +126,15 @@ class SimulatedClock:
         costs, graph, topology = self.costs, self.graph, self.topology
         count, rows, of = len(stages.device), self._columns, stages.stage_of
         overhead = costs.overhead_s[stages.device]
-        backward = sum_by(of, costs.backward_s[rows, devices], count)
+        column = costs.device_class[devices]
+        backward = sum_by(of, costs.backward_s[rows, column], count)
         live = sum_by(of, graph.saved_bytes, count)
         live += self._received_bytes(stages)
         return StageCosts(
-            forward=sum_by(of, costs.forward_s[rows, devices], count) + overhead,
+            forward=sum_by(of, costs.forward_s[rows, column], count) + overhead,
             backward=np.where(stages.has_backward, backward + overhead, 0.0),
             live_bytes=live,
-            update=sum_by(devices, costs.update_s[rows, devices], topology.num_devices),
+            update=sum_by(devices, costs.update_s[rows, column], topology.num_devices),
             latency=topology.latency_s,
             seconds_per_byte=topology.seconds_per_byte,
             fraction=self._fraction,

@@ -14,6 +14,7 @@ from .graph import Graph
 from .topology import Topology
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 PROFILE_FORMAT = "segue.profile/1"
 
 # What a reference core of the roofline does; only ratios between ops matter until something has been measured.
@@ -79,12 +80,13 @@ def roofline(graph: Graph) -> Profile:
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """What the scheduler and the simulator charge.
+    """What the scheduler and the simulator charge; devices that cost the same form a class and share a column.
 
     Attributes:
-        forward_s: seconds of each op's forward on each device for one full microbatch, `float64[n, d]`.
+        forward_s: seconds of each op's forward on each class of devices for one full microbatch, `float64[n, c]`.
         backward_s: the same for the backward pass.
         update_s: seconds of the optimizer for each op's parameters, once a step.
+        device_class: class of each device, `int64[d]`.
         state_bytes: parameters, gradients, optimizer state and buffers of each op, `float64[n]`.
         overhead_s: seconds on top for each instruction on each device, `float64[d]`.
     """
@@ -92,8 +94,13 @@ class Costs:
     forward_s: Floats
     backward_s: Floats
     update_s: Floats
+    device_class: Ints
     state_bytes: Floats
     overhead_s: Floats
+
+    def on_devices(self, seconds: Floats) -> Floats:
+        """A column a device instead of a class, `float64[n, d]`."""
+        return seconds[:, self.device_class]
 
 
 def make_costs(
@@ -111,11 +118,13 @@ def make_costs(
         optimizer_state_per_parameter: bytes of optimizer state per byte of parameter (Adam 2, SGD with momentum 1).
     """
     profile = profile or roofline(graph)
-    slow = 1.0 / topology.speed
+    speed, device_class = np.unique(topology.speed, return_inverse=True)
+    slow = 1.0 / speed
     return Costs(
         forward_s=np.outer(profile.forward_s, slow),
         backward_s=np.outer(profile.backward_s, slow),
         update_s=np.outer(profile.update_s, slow),
+        device_class=device_class,
         state_bytes=(2.0 + optimizer_state_per_parameter) * graph.parameter_bytes + graph.buffer_bytes,
         overhead_s=topology.overhead_s,
     )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -33,6 +33,7 @@ class Device:
         host: machine that the device is in.
         index: CUDA device number, for `cuda`.
         cores: cores the worker is pinned to, for `cpu`.
+        model: the product it is, one of `segue.placement.gpus.GPUS`; its datasheet then prices ops instead of `speed`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Device:
     host: str = "localhost"
     index: int = 0
     cores: tuple[int, ...] = ()
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,14 @@ class Link:
         target: name of the receiving device.
         latency_s: seconds that a message takes besides its bytes.
         bandwidth_bytes_per_s: bytes per second.
+        channels: buses and network cards on the way; messages of all links that name the same one take turns on it.
     """
 
     source: str
     target: str
     latency_s: float
     bandwidth_bytes_per_s: float
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,24 @@ class Topology:
         bandwidth = self._link_matrix("bandwidth_bytes_per_s", np.inf)
         return 1.0 / bandwidth
 
+    @cached_property
+    def channels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What a message occupies on its way from device `a` to device `b`, `(start, of)`.
+
+        It is `of[start[a * d + b]:start[a * d + b + 1]]`, numbers of channels; a link that names none has one to itself.
+        """
+        numbers: dict[str | tuple[int, int], int] = {}
+        taken: dict[int, list[int]] = {}
+        for link in self.links:
+            pair = self.index[link.source], self.index[link.target]
+            names = link.channels or (pair,)
+            taken[pair[0] * self.num_devices + pair[1]] = [numbers.setdefault(name, len(numbers)) for name in names]
+        counts = np.zeros(self.num_devices**2 + 1, np.int64)
+        for pair, of in taken.items():
+            counts[pair + 1] = len(of)
+        flat = [number for pair in sorted(taken) for number in taken[pair]]
+        return np.cumsum(counts), np.array(flat, np.int64)
+
     def _link_matrix(self, field: str, diagonal: float) -> NDArray[np.float64]:
         matrix = np.full((self.num_devices, self.num_devices), diagonal)
         for link in self.links:
@@ -132,12 +154,11 @@ class Topology:
 
     def to_record(self) -> dict[str, Any]:
         """The JSON and YAML form."""
-        devices = [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(d).items()} for d in self.devices]
         return {
             "format": FORMAT,
             "name": self.name,
-            "devices": devices,
-            "links": [asdict(link) for link in self.links],
+            "devices": [_record(device) for device in self.devices],
+            "links": [_record(link) for link in self.links],
         }
 
     def save(self, path: str | PathLike) -> None:
@@ -176,6 +197,12 @@ class Topology:
         topology = Topology(text(record.get("name", Path(where).stem), "name", where), devices, links)
         check_topology(topology, where)
         return topology
+
+
+def _record(part: Device | Link) -> dict[str, Any]:
+    """A device or link as it is written; what is empty by default and empty here is left out."""
+    row = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(part).items()}
+    return {key: value for key, value in row.items() if value not in ("", [])}
 
 
 def uniform_links(names: Sequence[str], latency_s: float, bandwidth_bytes_per_s: float) -> tuple[Link, ...]:
@@ -228,7 +255,9 @@ def _devices(rows: Any, where: str) -> tuple[Device, ...]:
         if not isinstance(row, dict):
             raise SegueError(f"{where}: devices[{position}]: expected a mapping with name, kind, memory_bytes")
         here = f"{where}: device {row.get('name', position)}"
-        check_fields(row, ["name", "kind", "memory_bytes"], ["speed", "overhead_s", "host", "index", "cores"], here)
+        check_fields(
+            row, ["name", "kind", "memory_bytes"], ["speed", "overhead_s", "host", "index", "cores", "model"], here
+        )
         cores = row.get("cores", [])
         if not isinstance(cores, list) or not all(type(core) is int and core >= 0 for core in cores):
             raise SegueError(f"{here}: cores must be a list of core numbers, got {cores!r}")
@@ -245,6 +274,7 @@ def _devices(rows: Any, where: str) -> tuple[Device, ...]:
                 host=text(row.get("host", "localhost"), "host", here),
                 index=index,
                 cores=tuple(cores),
+                model=text(row.get("model", ""), "model", here),
             )
         )
     return tuple(devices)
@@ -259,8 +289,9 @@ def _links(rows: Any, default: Any, names: list[str], where: str) -> tuple[Link,
         if not isinstance(row, dict):
             raise SegueError(f"{where}: links[{position}]: expected a mapping with source, target, latency_s, …")
         here = f"{where}: link {row.get('source', '?')}->{row.get('target', '?')}"
-        check_fields(row, ["source", "target", "latency_s", "bandwidth_bytes_per_s"], [], here)
-        link = Link(text(row["source"], "source", here), text(row["target"], "target", here), *_speed(row, here))
+        check_fields(row, ["source", "target", "latency_s", "bandwidth_bytes_per_s"], ["channels"], here)
+        ends = text(row["source"], "source", here), text(row["target"], "target", here)
+        link = Link(*ends, *_speed(row, here), _channels(row, here))
         if (link.source, link.target) in listed:
             raise SegueError(f"{here}: appears twice")
         listed[link.source, link.target] = link
@@ -275,6 +306,13 @@ def _links(rows: Any, default: Any, names: list[str], where: str) -> tuple[Link,
         for link in uniform_links(names, *_speed(default, here)):
             links.setdefault((link.source, link.target), link)
     return tuple(links.values())
+
+
+def _channels(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    names = row.get("channels", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise SegueError(f"{where}: channels must be a list of names of buses or network cards, got {names!r}")
+    return tuple(dict.fromkeys(names))
 
 
 def _speed(row: dict[str, Any], where: str) -> tuple[float, float]:

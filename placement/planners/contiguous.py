@@ -41,7 +41,7 @@ def make_line(clock: SimulatedClock, order: Devices, memory_share: float = 1.0) 
             as 1F1B keeps alive so far from the end.
     """
     graph, costs, topology = clock.graph, clock.costs, clock.topology
-    seconds = costs.forward_s + costs.backward_s + costs.update_s / clock.microbatches
+    seconds = costs.on_devices(costs.forward_s + costs.backward_s + costs.update_s / clock.microbatches)
     ahead = len(order) - np.arange(len(order)) + clock.run_ahead
     live = np.minimum(ahead, clock.microbatches)
     state, saved = at_leaders(costs.state_bytes, graph), at_leaders(graph.saved_bytes, graph)

@@ -33,7 +33,7 @@ class _Heft:
         self.edges = clock.edges
         self.topology = topology
         self.leader = leaders(graph)
-        self.seconds = costs.forward_s + costs.backward_s
+        self.seconds = costs.on_devices(costs.forward_s + costs.backward_s)
         self.bytes = graph.output_bytes * (1.0 + graph.requires_grad)
         self.messages = 1.0 + graph.requires_grad
         live = min(clock.microbatches, 1 + clock.run_ahead)

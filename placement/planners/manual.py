@@ -72,7 +72,7 @@ def layers(graph: Graph) -> Devices:
 
 def _compute(clock: SimulatedClock) -> Floats:
     """Forward and backward seconds of every op on every device, `float64[n, d]`."""
-    return clock.costs.forward_s + clock.costs.backward_s
+    return clock.costs.on_devices(clock.costs.forward_s + clock.costs.backward_s)
 
 
 def _balanced_or_by_count(clock: SimulatedClock, weights: Floats) -> Devices:

@@ -23,7 +23,7 @@ class Plan:
     Attributes:
         planner: name that `plan` was called with.
         devices: device of every op, `int64[n]`, no colocation group split.
-        step_time_s: simulated seconds of one step.
+        value_s: simulated seconds of one step, or what else the clock says it minimises.
         overflow_bytes: bytes by which the tightest device's memory is exceeded; 0 if everything fits.
         evaluations: placements priced on the clock.
         planning_s: wall-clock seconds spent.
@@ -31,7 +31,7 @@ class Plan:
 
     planner: str
     devices: Devices
-    step_time_s: float
+    value_s: float
     overflow_bytes: float
     evaluations: int
     planning_s: float
@@ -52,7 +52,7 @@ class Evaluator:
     Attributes:
         clock: what prices.
         used: placements priced so far.
-        best: `(overflow_bytes, step_time_s)` of the best so far, infinite before the first.
+        best: `(overflow_bytes, value_s)` of the best so far, infinite before the first.
         devices: the best placement so far.
     """
 
@@ -72,13 +72,13 @@ class Evaluator:
         return self._limit - self.used
 
     def __call__(self, devices: Devices) -> tuple[float, float]:
-        """`(overflow_bytes, step_time_s)` of a map; each colocation group follows its first op, as in `colocate`."""
+        """`(overflow_bytes, value_s)` of a map; each colocation group follows its first op, as in `colocate`."""
         devices = np.ascontiguousarray(devices[self._leaders], np.int64)
-        step_time, overflow = self.clock.evaluate(devices)
+        value, overflow = self.clock.evaluate(devices)
         self.used += 1
-        if (overflow, step_time) < self.best:
-            self.best, self.devices = (overflow, step_time), devices
-        return overflow, step_time
+        if (overflow, value) < self.best:
+            self.best, self.devices = (overflow, value), devices
+        return overflow, value
 
 
 def leaders(graph: Graph) -> Devices:

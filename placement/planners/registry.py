@@ -60,11 +60,11 @@ def plan(name: str, clock: SimulatedClock, *, seed: int = 0, evaluations: int = 
     start = time.perf_counter()
     evaluator = Evaluator(clock, evaluations)
     planner(evaluator, np.random.default_rng(seed))
-    overflow, step_time = evaluator.best
+    overflow, value = evaluator.best
     return Plan(
         planner=name,
         devices=evaluator.devices,
-        step_time_s=step_time,
+        value_s=value,
         overflow_bytes=overflow,
         evaluations=evaluator.used,
         planning_s=time.perf_counter() - start,

@@ -80,9 +80,9 @@ def test_costs_divide_the_profile_by_each_devices_speed():
     devices = (Device("a", "cpu", 1e9, 2.0, 0.25), Device("b", "cpu", 1e9, 0.5))
     topology = Topology("t", devices, uniform_links("ab", 0.0, 1.0))
     costs = make_costs(GRAPH, topology, PROFILE)
-    assert costs.forward_s.tolist() == [[0.5, 2.0], [1.0, 4.0]]
-    assert costs.backward_s.tolist() == [[1.5, 6.0], [0.0, 0.0]]
-    assert costs.update_s.tolist() == [[0.25, 1.0], [0.0, 0.0]]
+    assert costs.on_devices(costs.forward_s).tolist() == [[0.5, 2.0], [1.0, 4.0]]
+    assert costs.on_devices(costs.backward_s).tolist() == [[1.5, 6.0], [0.0, 0.0]]
+    assert costs.on_devices(costs.update_s).tolist() == [[0.25, 1.0], [0.0, 0.0]]
     assert costs.overhead_s.tolist() == [0.25, 0.0]
     assert costs.state_bytes.tolist() == [400.0, 8.0]
     assert make_costs(GRAPH, topology, PROFILE, 1.0).state_bytes.tolist() == [300.0, 8.0]

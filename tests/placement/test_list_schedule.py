@@ -124,11 +124,13 @@ def test_a_step_takes_at_least_the_longest_path_through_its_ops(problems, data):
     targets = {op: [int(b) for a, b in graph.edges if a == op] for op in range(graph.num_ops)}
     forward, backward = np.zeros(graph.num_ops), np.zeros(graph.num_ops)
     for op in range(graph.num_ops):
-        forward[op] = costs.forward_s[op, where[op]] + max((forward[a] for a in sources[op]), default=0.0)
+        forward[op] = costs.on_devices(costs.forward_s)[op, where[op]] + max(
+            (forward[a] for a in sources[op]), default=0.0
+        )
     for op in reversed(range(graph.num_ops)):
         if graph.requires_grad[op]:
             behind = [backward[b] for b in targets[op] if graph.requires_grad[b]]
-            backward[op] = costs.backward_s[op, where[op]] + max([forward[op], *behind])
+            backward[op] = costs.on_devices(costs.backward_s)[op, where[op]] + max([forward[op], *behind])
     longest = max(forward.max(), backward.max())
     assert problem.clock.step_time(where) >= longest - 1e-9
 
