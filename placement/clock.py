@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from .costs import Costs, fractions, microbatch_sizes
 from .graph import Graph
-from .list_schedule import StageCosts, Trace, list_schedule
+from .list_schedule import Trace, list_schedule, step_time_and_memory
 from .placement import Placement
-from .stages import Stages, adjacency, build_stages
+from .stage_costs import OpCosts, StageCosts, op_costs, overflow, sum_over_stages
+from .stages import Adjacency, Stages, adjacency, build_stages
 from .topology import Topology
 
 Floats = NDArray[np.float64]
@@ -101,8 +103,8 @@ class SimulatedClock:
         self.microbatches = len(self.sizes)
         self.run_ahead = run_ahead
         self.edges = adjacency(graph)
-        self._fraction = fractions(self.sizes)
-        self._columns = np.arange(graph.num_ops)
+        self._ops = op_costs(graph, topology, costs, fractions(self.sizes))
+        self._cut = self.edges, graph.requires_grad, graph.output_bytes, topology.num_devices
 
     @staticmethod
     def for_batch(
@@ -113,8 +115,7 @@ class SimulatedClock:
 
     def stages(self, devices: NDArray[np.int64]) -> Stages:
         """The stages of an op-to-device map."""
-        graph = self.graph
-        return build_stages(devices, self.edges, graph.requires_grad, graph.output_bytes, self.topology.num_devices)
+        return build_stages(devices, *self._cut)
 
     def trace(self, devices: NDArray[np.int64]) -> tuple[Stages, Trace]:
         """Stages and times of one step under an op-to-device map."""
@@ -123,36 +124,15 @@ class SimulatedClock:
 
     def stage_costs(self, stages: Stages, devices: NDArray[np.int64]) -> StageCosts:
         """Costs of the ops, summed over each stage."""
-        costs, graph, topology = self.costs, self.graph, self.topology
-        count, rows, of = len(stages.device), self._columns, stages.stage_of
-        overhead = costs.overhead_s[stages.device]
-        column = costs.device_class[devices]
-        backward = sum_by(of, costs.backward_s[rows, column], count)
-        live = sum_by(of, graph.saved_bytes, count)
-        live += self._received_bytes(stages)
-        return StageCosts(
-            forward=sum_by(of, costs.forward_s[rows, column], count) + overhead,
-            backward=np.where(stages.has_backward, backward + overhead, 0.0),
-            live_bytes=live,
-            update=sum_by(devices, costs.update_s[rows, column], topology.num_devices),
-            latency=topology.latency_s,
-            seconds_per_byte=topology.seconds_per_byte,
-            fraction=self._fraction,
-        )
-
-    def _received_bytes(self, stages: Stages) -> Floats:
-        """Bytes that arrive for each stage, charged to the first stage that a message is for."""
-        return sum_by(stages.succ, stages.out_bytes, len(stages.device))
+        return sum_over_stages(stages, devices, self._ops)
 
     def step_time(self, devices: NDArray[np.int64]) -> float:
         """Seconds of one step under an op-to-device map, whether or not it fits memory."""
-        return self.trace(devices)[1].step_time
+        return _price(devices, *self._cut, self._ops, self.run_ahead)[0]
 
     def evaluate(self, devices: NDArray[np.int64]) -> tuple[float, float]:
         """Seconds of one step, and bytes by which the tightest device overflows (0 if everything fits)."""
-        _, trace = self.trace(devices)
-        overflow = self._static_bytes(devices) + trace.peak_live_bytes - self.topology.memory_bytes
-        return trace.step_time, max(0.0, float(overflow.max()))
+        return _price(devices, *self._cut, self._ops, self.run_ahead)
 
     def _static_bytes(self, devices: NDArray[np.int64]) -> Floats:
         return sum_by(devices, self.costs.state_bytes, self.topology.num_devices)
@@ -200,3 +180,19 @@ class SimulatedClock:
                 end, compute = trace.end[mine].max(), (trace.end[mine] - trace.start[mine]).sum()
                 spans.append(Span(name, "update", float(end), float(end + trace.busy[device] - compute)))
         return sorted(spans, key=lambda span: (span.start_s, span.lane, span.name))
+
+
+@njit(cache=True)
+def _price(
+    devices: NDArray[np.int64],
+    edges: Adjacency,
+    requires_grad: NDArray[np.bool_],
+    output_bytes: Floats,
+    num_devices: int,
+    ops: OpCosts,
+    run_ahead: int,
+) -> tuple[float, float]:
+    """Seconds of a step and bytes too many, in one go."""
+    stages = build_stages(devices, edges, requires_grad, output_bytes, num_devices)
+    seconds, live_bytes = step_time_and_memory(stages, sum_over_stages(stages, devices, ops), run_ahead)
+    return seconds, overflow(devices, live_bytes, ops)

@@ -10,35 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from .stages import Bools, Floats, Ints, Stages
+from .stage_costs import StageCosts
+from .stages import Floats, Ints, Stages
 
 FORWARD, BACKWARD = 0, 1
 
-# For functions that allocate nothing: without counting references to arrays they run about four times as fast.
+# numpy records; pyright knows no fields of theirs.
+Records = Any
+
+# For functions that allocate nothing: without counting references to arrays they run about four times as fast, and twice
+# that where they are inlined, because a call would hand over every array field by field.
 _without_references: Any = {"_nrt": False}
-_hot = njit(cache=True, **_without_references)
-
-
-class StageCosts(NamedTuple):
-    """Costs of every stage on its device for one full microbatch (`s` stages).
-
-    Attributes:
-        forward: seconds, `float64[s]`.
-        backward: seconds, 0 where there is none.
-        live_bytes: bytes held from a stage's forward to its backward, received inputs included.
-        update: seconds of the optimizer on each device, `float64[d]`.
-        latency: seconds per message, `float64[d, d]`.
-        seconds_per_byte: `float64[d, d]`.
-        fraction: size of each microbatch relative to a full one, `float64[m]`.
-    """
-
-    forward: Floats
-    backward: Floats
-    live_bytes: Floats
-    update: Floats
-    latency: Floats
-    seconds_per_byte: Floats
-    fraction: Floats
+_lean = njit(cache=True, **_without_references)
+_hot = njit(cache=True, inline="always", **_without_references)
 
 
 class Trace(NamedTuple):
@@ -71,301 +55,380 @@ class Trace(NamedTuple):
 def list_schedule(stages: Stages, costs: StageCosts, run_ahead: int) -> Trace:
     """Schedule one step; every instruction, link and byte is accounted for."""
     num_stages, num_micro = stages.device.shape[0], costs.fraction.shape[0]
-    num_devices = costs.update.shape[0]
     num_messages = stages.succ.shape[0] + stages.grad.shape[0]
-    trace = Trace(
-        np.full((num_stages, num_micro, 2), -1.0),
-        np.full((num_stages, num_micro, 2), -1.0),
-        np.full((num_messages, num_micro), -1.0),
-        np.full((num_messages, num_micro), -1.0),
-        np.zeros(num_devices),
-        np.zeros(num_devices),
-        np.zeros(num_devices),
-        np.full((num_stages, num_micro, 2), -1),
-        0.0,
-    )
-    state = _state(stages, costs, run_ahead)
-    step_time = _run(stages, costs, state, trace)
+    trace = _trace((num_stages, num_micro, 2), (num_messages, num_micro), costs.update.shape[0])
+    step_time = _run(costs, _state(stages, costs, run_ahead), trace, True)
     return Trace(
         trace.start, trace.end, trace.message_start, trace.message_end,
         trace.busy, trace.transfer, trace.peak_live_bytes, trace.order, step_time,
     )  # fmt: skip
 
 
-class _Heap(NamedTuple):
-    """A binary heap of (time, code), the smaller code first among equal times."""
+@njit(cache=True)
+def step_time_and_memory(stages: Stages, costs: StageCosts, run_ahead: int) -> tuple[float, Floats]:
+    """`Trace.step_time` and `Trace.peak_live_bytes` alone, which is quicker."""
+    trace = _trace((0, 0, 0), (0, 0), costs.update.shape[0])
+    step_time = _run(costs, _state(stages, costs, run_ahead), trace, False)
+    return step_time, trace.peak_live_bytes
 
-    time: Floats
-    code: Ints
-    size: Ints
+
+@njit(cache=True)
+def _trace(instructions: tuple[int, int, int], messages: tuple[int, int], num_devices: int) -> Trace:
+    return Trace(
+        np.full(instructions, -1.0),
+        np.full(instructions, -1.0),
+        np.full(messages, -1.0),
+        np.full(messages, -1.0),
+        np.zeros(num_devices),
+        np.zeros(num_devices),
+        np.zeros(num_devices),
+        np.full(instructions, -1),
+        0.0,
+    )
+
+
+# What the scheduler keeps of each kind of instruction (a stage's forward is kind 2 * stage, its backward the next), of
+# each device, and of each instruction: records, so that a function is handed a few arrays instead of dozens.
+_KIND = np.dtype(
+    [
+        ("device", np.int64),
+        ("exists", np.int64),
+        ("seconds", np.float64),
+        ("key", np.float64),  # urgency: whole microbatches, and a share of one for the work behind it
+        ("limit", np.int64),  # how many of them may be ahead of the backward
+        ("holds", np.float64),  # bytes taken when it starts
+        ("frees", np.float64),  # and given back when it ends
+        ("first", np.int64),  # its readers among the edges
+        ("last", np.int64),
+        ("next", np.int64),  # microbatch
+        ("offered", np.int64),  # whether that is in a heap or running
+    ],
+    align=True,
+)
+_EDGE = np.dtype([("kind", np.int64), ("device", np.int64), ("bytes", np.float64)], align=True)
+_INSTRUCTION = np.dtype([("missing", np.int64), ("arrived", np.float64)], align=True)
+_DEVICE = np.dtype(
+    [
+        ("slot", np.int64),  # where its part of the heaps begins
+        ("ready", np.int64),  # entries in its heap of what may start
+        ("coming", np.int64),  # and of what only waits for a message under way
+        ("running", np.int64),  # kind, -1 for none
+        ("asleep", np.int64),  # neither running nor about to start something
+        ("live", np.float64),
+        ("last_end", np.float64),
+    ],
+    align=True,
+)
+_ENTRY = np.dtype([("time", np.float64), ("kind", np.int64)], align=True)
 
 
 class _State(NamedTuple):
-    events: _Heap
-    ready_key: Floats  # one small heap a device, in the slice that `ready_start` gives it
-    ready_code: Ints
-    ready_start: Ints
-    ready_size: Ints
-    idle: Bools
-    touched: Bools  # [d] whether something has changed for an idle device
-    wait: Ints  # [s, m, 2] inputs that an instruction still waits for
-    next: Ints  # [s, 2] next microbatch to offer
-    offered: Bools  # [s, 2] whether that one is in the ready heap or running
-    done_backward: Ints  # [s]
-    limit: Ints  # [s] forwards allowed ahead of backwards
-    key: Floats  # [s, 2] urgency within a microbatch, in [0, 1)
-    link_free: Floats  # [d, d]
-    live: Floats  # [d]
-    last_end: Floats  # [d]
-    started: Ints  # [1] instructions started so far
+    """How far the step has come."""
+
+    kinds: Records  # [2 s]
+    edges: Records  # [succ and grad]
+    instructions: Records  # [2 s, m]
+    devices: Records  # [d]
+    ready: Records  # [2 s] a heap a device, the most urgent first
+    coming: Records  # [2 s] a heap a device, the next to arrive first
+    due: Floats  # [2 leaves] tournament of when each device has something to do; the winner's time is at 1
+    woken: Ints  # [d] devices that may start something now
+    channel_free: Floats
+    sent: Floats  # [1] when the last message set out
 
 
 @njit(cache=True)
 def _state(stages: Stages, costs: StageCosts, run_ahead: int) -> _State:
-    num_stages, num_micro = stages.device.shape[0], costs.fraction.shape[0]
-    num_devices = costs.update.shape[0]
-    wait = np.empty((num_stages, num_micro, 2), np.int64)
+    num_stages, num_micro, num_devices = stages.device.shape[0], costs.fraction.shape[0], costs.update.shape[0]
+    kinds, edges = np.empty(2 * num_stages, _KIND), np.empty(stages.succ.shape[0] + stages.grad.shape[0], _EDGE)
+    _fill_kinds(stages, costs, num_micro, kinds)
+    _fill_edges(stages, edges)
+    _limits_and_keys(stages, kinds, edges, run_ahead, num_micro)
+    instructions = np.empty((2 * num_stages, num_micro), _INSTRUCTION)
+    devices = np.zeros(num_devices, _DEVICE)
+    slots = np.zeros(num_devices + 1, np.int64)
     for stage in range(num_stages):
-        wait[stage, :, FORWARD] = stages.num_pred[stage]
-        wait[stage, :, BACKWARD] = stages.num_grad_pred[stage] + 1
-    per_device = np.zeros(num_devices + 1, np.int64)
-    for stage in range(num_stages):
-        per_device[stages.device[stage] + 1] += 2
-    ready_start = np.cumsum(per_device)
-    capacity = num_devices + (stages.succ.shape[0] + stages.grad.shape[0]) * num_micro + 1
-    limit, key = _limits_and_keys(stages, costs, run_ahead)
+        slots[stages.device[stage] + 1] += 2
+        for micro in range(num_micro):
+            instructions[2 * stage, micro].missing = stages.num_pred[stage]
+            instructions[2 * stage + 1, micro].missing = stages.num_grad_pred[stage] + 1
+            instructions[2 * stage, micro].arrived = instructions[2 * stage + 1, micro].arrived = 0.0
+    for device in range(num_devices):
+        slots[device + 1] += slots[device]
+        devices[device].slot, devices[device].running, devices[device].asleep = slots[device], -1, 1
+    leaves = 1
+    while leaves < num_devices:
+        leaves *= 2
     return _State(
-        _Heap(np.empty(capacity), np.empty(capacity, np.int64), np.zeros(1, np.int64)),
-        np.empty(2 * num_stages),
-        np.empty(2 * num_stages, np.int64),
-        ready_start,
+        kinds,
+        edges,
+        instructions,
+        devices,
+        np.empty(2 * num_stages, _ENTRY),
+        np.empty(2 * num_stages, _ENTRY),
+        np.full(2 * leaves, np.inf),
         np.zeros(num_devices, np.int64),
-        np.ones(num_devices, np.bool_),
-        np.ones(num_devices, np.bool_),
-        wait,
-        np.zeros((num_stages, 2), np.int64),
-        np.zeros((num_stages, 2), np.bool_),
-        np.zeros(num_stages, np.int64),
-        limit,
-        key,
-        np.zeros((num_devices, num_devices)),
-        np.zeros(num_devices),
-        np.zeros(num_devices),
-        np.zeros(1, np.int64),
+        np.zeros(costs.num_channels),
+        np.zeros(1),
     )
 
 
+@_lean
+def _fill_kinds(stages: Stages, costs: StageCosts, num_micro: int, kinds: Records) -> None:
+    offset = stages.succ.shape[0]
+    for stage in range(stages.device.shape[0]):
+        backward = stages.has_backward[stage]
+        for which in range(2):
+            kind = kinds[2 * stage + which]
+            kind.device = stages.device[stage]
+            kind.exists = which == FORWARD or backward
+            kind.seconds = costs.backward[stage] if which == BACKWARD else costs.forward[stage]
+            kind.holds = costs.live_bytes[stage] if which == FORWARD else 0.0
+            kind.frees = costs.live_bytes[stage] if which == BACKWARD or not backward else 0.0
+            kind.first = stages.succ_start[stage] if which == FORWARD else offset + stages.grad_start[stage]
+            kind.last = stages.succ_start[stage + 1] if which == FORWARD else offset + stages.grad_start[stage + 1]
+            kind.limit = num_micro
+            kind.next = kind.offered = 0
+
+
+@_lean
+def _fill_edges(stages: Stages, edges: Records) -> None:
+    offset = stages.succ.shape[0]
+    for j in range(edges.shape[0]):
+        forward = j < offset
+        other = stages.succ[j] if forward else stages.grad[j - offset]
+        edges[j].kind = 2 * other + (FORWARD if forward else BACKWARD)
+        edges[j].device = stages.device[other]
+        edges[j].bytes = stages.out_bytes[j] if forward else stages.grad_bytes[j - offset]
+
+
 @njit(cache=True)
-def _limits_and_keys(stages: Stages, costs: StageCosts, run_ahead: int) -> tuple[Ints, Floats]:
-    num_stages, num_micro = stages.device.shape[0], costs.fraction.shape[0]
+def _limits_and_keys(stages: Stages, kinds: Records, edges: Records, run_ahead: int, num_micro: int) -> None:
+    """How far each forward may run ahead (a device boundary to the loss allows one more), and what is urgent."""
+    num_stages = stages.device.shape[0]
     hops = np.zeros(num_stages, np.int64)
-    behind = np.zeros((num_stages, 2))
+    behind = np.zeros(2 * num_stages)
     for stage in range(num_stages - 1, -1, -1):
-        for j in range(stages.succ_start[stage], stages.succ_start[stage + 1]):
-            other = stages.succ[j]
-            crossing = stages.device[other] != stages.device[stage]
-            hops[stage] = max(hops[stage], hops[other] + crossing)
-            behind[stage, FORWARD] = max(behind[stage, FORWARD], behind[other, FORWARD])
-        behind[stage, FORWARD] += costs.forward[stage]
+        kind = kinds[2 * stage]
+        for j in range(kind.first, kind.last):
+            other = edges[j].kind
+            hops[stage] = max(hops[stage], hops[other // 2] + (edges[j].device != kind.device))
+            behind[2 * stage] = max(behind[2 * stage], behind[other])
+        behind[2 * stage] += kind.seconds
+        if stages.has_backward[stage]:
+            kind.limit = min(hops[stage] + 1 + run_ahead, num_micro)
     for stage in range(num_stages):
-        for j in range(stages.grad_start[stage], stages.grad_start[stage + 1]):
-            other = stages.grad[j]
-            behind[stage, BACKWARD] = max(behind[stage, BACKWARD], behind[other, BACKWARD])
-        behind[stage, BACKWARD] += costs.backward[stage]
-    key = np.empty((num_stages, 2))
-    for which in range(2):
-        most = behind[:, which].max() + 1e-30
-        key[:, which] = 0.999 * (1.0 - behind[:, which] / most)
-    return np.minimum(hops + 1 + run_ahead, num_micro), key
+        kind = kinds[2 * stage + 1]
+        for j in range(kind.first, kind.last):
+            behind[2 * stage + 1] = max(behind[2 * stage + 1], behind[edges[j].kind])
+        behind[2 * stage + 1] += kind.seconds
+    most = np.full(2, 1e-30)
+    for number in range(2 * num_stages):
+        most[number % 2] = max(most[number % 2], behind[number])
+    for number in range(2 * num_stages):
+        # Of a stage with a backward, a forward comes after every backward.
+        later = num_micro if number % 2 == FORWARD and stages.has_backward[number // 2] else 0
+        kinds[number].key = later + 0.999 * (1.0 - behind[number] / most[number % 2])
 
 
 @_hot
-def _less(time: Floats, code: Ints, a: int, b: int) -> bool:
-    return time[a] < time[b] or (time[a] == time[b] and code[a] < code[b])
+def _less(heap: Records, a: int, b: int) -> bool:
+    return heap[a].time < heap[b].time or (heap[a].time == heap[b].time and heap[a].kind < heap[b].kind)
 
 
 @_hot
-def _swap(time: Floats, code: Ints, a: int, b: int) -> None:
-    time[a], time[b] = time[b], time[a]
-    code[a], code[b] = code[b], code[a]
+def _swap(heap: Records, a: int, b: int) -> None:
+    time, kind = heap[a].time, heap[a].kind
+    heap[a].time, heap[a].kind = heap[b].time, heap[b].kind
+    heap[b].time, heap[b].kind = time, kind
 
 
 @_hot
-def _sift_up(time: Floats, code: Ints, base: Any, child: Any) -> None:
+def _push(heap: Records, base: int, size: int, time: float, kind: int) -> None:
+    """Add to the heap of `size` entries that begins at `base`; among equal times the smaller kind comes first."""
+    child = size
+    heap[base + child].time, heap[base + child].kind = time, kind
     while child > 0:
         parent = (child - 1) // 2
-        if not _less(time, code, base + child, base + parent):
+        if not _less(heap, base + child, base + parent):
             break
-        _swap(time, code, base + child, base + parent)
+        _swap(heap, base + child, base + parent)
         child = parent
 
 
 @_hot
-def _sift_down(time: Floats, code: Ints, base: Any, size: Any) -> None:
+def _pop(heap: Records, base: int, size: int) -> int:
+    """Take the first entry of the heap of `size` entries that begins at `base`."""
+    first = heap[base].kind
+    size -= 1
+    heap[base].time, heap[base].kind = heap[base + size].time, heap[base + size].kind
     parent = 0
     while True:
         child = 2 * parent + 1
         if child >= size:
             break
-        if child + 1 < size and _less(time, code, base + child + 1, base + child):
+        if child + 1 < size and _less(heap, base + child + 1, base + child):
             child += 1
-        if not _less(time, code, base + child, base + parent):
+        if not _less(heap, base + child, base + parent):
             break
-        _swap(time, code, base + child, base + parent)
+        _swap(heap, base + child, base + parent)
         parent = child
+    return first
 
 
 @_hot
-def _push(heap: _Heap, time: Any, code: Any) -> None:
-    size = heap.size[0]
-    heap.time[size] = time
-    heap.code[size] = code
-    heap.size[0] = size + 1
-    _sift_up(heap.time, heap.code, 0, size)
-
-
-@_hot
-def _pop(heap: _Heap) -> int:
-    code = heap.code[0]
-    size = heap.size[0] - 1
-    heap.time[0] = heap.time[size]
-    heap.code[0] = heap.code[size]
-    heap.size[0] = size
-    _sift_down(heap.time, heap.code, 0, size)
-    return code
-
-
-@_hot
-def _offer(stage: int, stages: Stages, state: _State, num_micro: int) -> None:
-    """Put the stage's next forward and backward into its device's ready heap if nothing holds them back."""
-    for which in range(2):
-        if which == BACKWARD and not stages.has_backward[stage]:
-            continue
-        micro = state.next[stage, which]
-        if micro >= num_micro or state.offered[stage, which] or state.wait[stage, micro, which] > 0:
-            continue
-        if which == FORWARD and stages.has_backward[stage]:
-            if micro - state.done_backward[stage] >= state.limit[stage]:
-                continue
-            urgency = 1.0 * num_micro + micro
-        else:
-            urgency = 1.0 * micro
-        state.offered[stage, which] = True
-        device = stages.device[stage]
-        start, size = state.ready_start[device], state.ready_size[device]
-        state.ready_key[start + size] = urgency + state.key[stage, which]
-        state.ready_code[start + size] = (stage * num_micro + micro) * 2 + which
-        state.ready_size[device] = size + 1
-        _sift_up(state.ready_key, state.ready_code, start, size)
-
-
-@_hot
-def _dispatch(device: int, now: float, stages: Stages, costs: StageCosts, state: _State, trace: Trace) -> None:
-    """Start the most urgent ready instruction if the device is free."""
-    if not state.idle[device] or state.ready_size[device] == 0:
-        return
-    num_micro = costs.fraction.shape[0]
-    start = state.ready_start[device]
-    code = state.ready_code[start]
-    size = state.ready_size[device] - 1
-    _swap(state.ready_key, state.ready_code, start, start + size)
-    state.ready_size[device] = size
-    _sift_down(state.ready_key, state.ready_code, start, size)
-
-    which, micro, stage = code % 2, (code // 2) % num_micro, code // 2 // num_micro
-    seconds = (costs.backward[stage] if which == BACKWARD else costs.forward[stage]) * costs.fraction[micro]
-    trace.order[stage, micro, which] = state.started[0]
-    state.started[0] += 1
-    trace.start[stage, micro, which] = now
-    trace.end[stage, micro, which] = now + seconds
-    trace.busy[device] += seconds
-    state.idle[device] = False
-    if which == FORWARD:
-        state.live[device] += costs.live_bytes[stage] * costs.fraction[micro]
-        trace.peak_live_bytes[device] = max(trace.peak_live_bytes[device], state.live[device])
-    _push(state.events, now + seconds, code)
-
-
-@_hot
-def _finish(code: int, now: float, stages: Stages, costs: StageCosts, state: _State, trace: Trace) -> None:
-    """An instruction has ended: free the device, wake local stages, send messages."""
-    num_micro = costs.fraction.shape[0]
-    which, micro, stage = code % 2, (code // 2) % num_micro, code // 2 // num_micro
-    device = stages.device[stage]
-    state.idle[device] = True
-    state.last_end[device] = now
-    state.touched[device] = True
-    state.next[stage, which] += 1
-    state.offered[stage, which] = False
-    if which == BACKWARD:
-        state.done_backward[stage] += 1
-    else:
-        state.wait[stage, micro, BACKWARD] -= 1
-    if which == BACKWARD or not stages.has_backward[stage]:
-        state.live[device] -= costs.live_bytes[stage] * costs.fraction[micro]
-    _offer(stage, stages, state, num_micro)
-    starts, others = (stages.succ_start, stages.succ) if which == FORWARD else (stages.grad_start, stages.grad)
-    bytes_of = stages.out_bytes if which == FORWARD else stages.grad_bytes
-    offset = 0 if which == FORWARD else stages.succ.shape[0]
-    previous = device
-    for j in range(starts[stage], starts[stage + 1]):
-        other = others[j]
-        where = stages.device[other]
-        if where == device:
-            state.wait[other, micro, which] -= 1
-            _offer(other, stages, state, num_micro)
-        elif where != previous:
-            seconds = costs.latency[device, where]
-            seconds += bytes_of[j] * costs.fraction[micro] * costs.seconds_per_byte[device, where]
-            begin = max(now, state.link_free[device, where])
-            state.link_free[device, where] = begin + seconds
-            trace.transfer[device] += seconds
-            trace.message_start[offset + j, micro] = begin
-            trace.message_end[offset + j, micro] = begin + seconds
-            _push(state.events, begin + seconds, -1 - ((offset + j) * num_micro + micro))
-        previous = where
-
-
-@_hot
-def _arrive(code: int, stages: Stages, state: _State, num_micro: int) -> None:
-    """A message has arrived: wake the stages of its device that read from it."""
-    message, micro = code // num_micro, code % num_micro
-    which = FORWARD if message < stages.succ.shape[0] else BACKWARD
-    j = message if which == FORWARD else message - stages.succ.shape[0]
-    others = stages.succ if which == FORWARD else stages.grad
-    starts = stages.succ_start if which == FORWARD else stages.grad_start
-    end = starts[np.searchsorted(starts, j, side="right")]
-    where = stages.device[others[j]]
-    state.touched[where] = True
-    while j < end and stages.device[others[j]] == where:
-        state.wait[others[j], micro, which] -= 1
-        _offer(others[j], stages, state, num_micro)
-        j += 1
-
-
-@_hot
-def _run(stages: Stages, costs: StageCosts, state: _State, trace: Trace) -> float:
-    """Play the step through, event by event; returns its end."""
-    num_micro, num_devices = costs.fraction.shape[0], costs.update.shape[0]
-    for stage in range(stages.device.shape[0]):
-        _offer(stage, stages, state, num_micro)
-    now = 0.0
-    while True:
-        for device in range(num_devices):
-            if state.touched[device]:
-                state.touched[device] = False
-                _dispatch(device, now, stages, costs, state, trace)
-        if state.events.size[0] == 0:
+def _set_due(due: Floats, device: int, time: float) -> None:
+    place = due.shape[0] // 2 + device
+    due[place] = time
+    while place > 1:
+        place //= 2
+        earlier = min(due[2 * place], due[2 * place + 1])
+        if due[place] == earlier:
             break
-        now = state.events.time[0]
-        while state.events.size[0] > 0 and state.events.time[0] == now:
-            code = _pop(state.events)
-            if code < 0:
-                _arrive(-code - 1, stages, state, num_micro)
-            else:
-                _finish(code, now, stages, costs, state, trace)
+        due[place] = earlier
+
+
+@_hot
+def _first_due(due: Floats) -> int:
+    place, leaves = 1, due.shape[0] // 2
+    while place < leaves:
+        place *= 2
+        if due[place] != due[place // 2]:
+            place += 1
+    return place - leaves
+
+
+@_hot
+def _offer(number: int, now: float, state: _State) -> None:
+    """Let a kind's next instruction start as soon as its inputs are there, unless something holds it back."""
+    kind = state.kinds[number]
+    micro = kind.next
+    if kind.offered or not kind.exists or micro >= state.instructions.shape[1]:
+        return
+    if state.instructions[number, micro].missing > 0:
+        return
+    if number % 2 == FORWARD and micro - state.kinds[number + 1].next >= kind.limit:
+        return
+    kind.offered = 1
+    device, time = state.devices[kind.device], state.instructions[number, micro].arrived
+    if time <= now:
+        time = now
+        _push(state.ready, device.slot, device.ready, kind.key + micro, number)
+        device.ready += 1
+    else:
+        _push(state.coming, device.slot, device.coming, time, number)
+        device.coming += 1
+    if device.asleep and time < state.due[state.due.shape[0] // 2 + kind.device]:
+        _set_due(state.due, kind.device, time)
+
+
+@_hot
+def _dispatch(name: int, now: float, fraction: Floats, state: _State) -> int:
+    """The most urgent kind that is ready on a device, -1 if there is none; it then sleeps until there will be one."""
+    device = state.devices[name]
+    while device.coming > 0 and state.coming[device.slot].time <= now:
+        number = _pop(state.coming, device.slot, device.coming)
+        device.coming -= 1
+        kind = state.kinds[number]
+        _push(state.ready, device.slot, device.ready, kind.key + kind.next, number)
+        device.ready += 1
+    if device.ready == 0:
+        device.asleep = 1
+        if device.coming > 0:
+            _set_due(state.due, name, state.coming[device.slot].time)
+        return -1
+    number = _pop(state.ready, device.slot, device.ready)
+    kind = state.kinds[number]
+    device.ready -= 1
+    device.running = number
+    device.live += kind.holds * fraction[kind.next]
+    _set_due(state.due, name, now + kind.seconds * fraction[kind.next])
+    return number
+
+
+@_hot
+def _finish(name: int, now: float, costs: StageCosts, state: _State, trace: Trace, record: bool) -> None:
+    """An instruction has ended: wake local stages, send messages."""
+    device = state.devices[name]
+    number = device.running
+    kind = state.kinds[number]
+    micro = kind.next
+    device.running = -1
+    device.last_end = now
+    device.live -= kind.frees * costs.fraction[micro]
+    kind.next += 1
+    kind.offered = 0
+    if number % 2 == FORWARD:
+        own = state.instructions[number + 1, micro]
+        own.missing -= 1
+        own.arrived = max(own.arrived, now)
+    previous, arrival = name, now
+    # Two more than the readers: the next instruction of this kind, and of the stage's other direction.
+    for j in range(kind.first - 2, kind.last):
+        other = number if j == kind.first - 2 else number ^ 1
+        if j >= kind.first:
+            edge = state.edges[j]
+            other = edge.kind
+            if edge.device != previous:
+                previous, arrival = edge.device, now
+                if edge.device != name:
+                    size = edge.bytes * costs.fraction[micro]
+                    arrival = _send(name, edge.device, size, now, costs, state)
+                    trace.transfer[name] += arrival - state.sent[0]
+                    if record:
+                        trace.message_start[j, micro], trace.message_end[j, micro] = state.sent[0], arrival
+            reader = state.instructions[other, micro]
+            reader.missing -= 1
+            reader.arrived = max(reader.arrived, arrival)
+        _offer(other, now, state)
+
+
+@_hot
+def _send(source: int, target: int, size: float, now: float, costs: StageCosts, state: _State) -> float:
+    """A message sets out when every channel of its link is free, and takes them all; returns when it has arrived."""
+    pair = source * state.devices.shape[0] + target
+    begin = now
+    for place in range(costs.channel_start[pair], costs.channel_start[pair + 1]):
+        begin = max(begin, state.channel_free[costs.channels[place]])
+    state.sent[0] = begin
+    begin += costs.latency[source, target] + size * costs.seconds_per_byte[source, target]
+    for place in range(costs.channel_start[pair], costs.channel_start[pair + 1]):
+        state.channel_free[costs.channels[place]] = begin
+    return begin
+
+
+@_lean
+def _run(costs: StageCosts, state: _State, trace: Trace, record: bool) -> float:
+    """Play the step through; returns its end."""
+    for number in range(0, state.kinds.shape[0], 2):
+        _offer(number, 0.0, state)
+    started = 0
+    while state.due[1] < np.inf:
+        now, woken = state.due[1], 0
+        # Everything that ends now ends before anything starts.
+        while state.due[1] == now:
+            name = _first_due(state.due)
+            _set_due(state.due, name, np.inf)
+            state.devices[name].asleep = 0
+            state.woken[woken] = name
+            woken += 1
+            if state.devices[name].running >= 0:
+                _finish(name, now, costs, state, trace, record)
+        for place in range(woken):
+            name = state.woken[place]
+            number = _dispatch(name, now, costs.fraction, state)
+            if number >= 0:
+                micro = state.kinds[number].next
+                seconds = state.kinds[number].seconds * costs.fraction[micro]
+                trace.busy[name] += seconds
+                trace.peak_live_bytes[name] = max(trace.peak_live_bytes[name], state.devices[name].live)
+                if record:
+                    trace.order[number // 2, micro, number % 2] = started
+                    trace.start[number // 2, micro, number % 2] = now
+                    trace.end[number // 2, micro, number % 2] = now + seconds
+                    started += 1
     step_time = 0.0
-    for device in range(num_devices):
-        step_time = max(step_time, state.last_end[device] + costs.update[device])
-        trace.busy[device] += costs.update[device]
+    for name in range(state.devices.shape[0]):
+        step_time = max(step_time, state.devices[name].last_end + costs.update[name])
+        trace.busy[name] += costs.update[name]
     return step_time

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -240,3 +241,46 @@ def test_a_backward_goes_before_a_forward():
     _, trace = clock.trace(where)
     order = [tuple(map(int, i[1:])) for i in sorted(np.argwhere(trace.order >= 0), key=lambda i: trace.order[tuple(i)])]
     assert order == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_messages_that_share_a_channel_take_turns(problems, data):
+    problem = data.draw(problems)
+    topology = problem.topology
+    names = ["bus", "card"]
+    shared = [tuple(data.draw(st.lists(st.sampled_from(names), unique=True))) for _ in topology.links]
+    links = tuple(replace(link, channels=c) for link, c in zip(topology.links, shared, strict=True))
+    old = problem.clock
+    clock = SimulatedClock(old.graph, replace(topology, links=links), old.costs, old.sizes, old.run_ahead)
+    stages, trace = clock.trace(problem.devices)
+    run = SimpleNamespace(
+        stages=stages,
+        trace=trace,
+        readers={FORWARD: listed(stages.succ_start, stages.succ), BACKWARD: listed(stages.grad_start, stages.grad)},
+    )
+    channels = {(topology.index[k.source], topology.index[k.target]): k.channels for k in links}
+    lanes = {}
+    for (_, sender, device, _), bar in messages(run).items():
+        pair = int(stages.device[sender]), device
+        for channel in channels[pair] or (pair,):
+            lanes.setdefault(channel, []).append(bar)
+    for bars in lanes.values():
+        for before, after in itertools.pairwise(sorted(bars)):
+            assert after[0] >= before[1]
+    assert clock.evaluate(problem.devices)[0] == trace.step_time
+
+
+def test_two_links_over_one_bus_take_twice_as_long():
+    graph = make_graph("fan", [(0, 1), (0, 2)], 3, output_bytes=np.array([10.0, 0, 0]), batch_size=1)
+    names = ["a", "b", "c"]
+    devices = tuple(Device(n, "emulated", 1e9) for n in names)
+    profile = Profile(np.zeros(3), np.zeros(3), np.zeros(3), "drawn")
+    times = []
+    for channels in ((), ("bus",)):
+        links = tuple(replace(link, channels=channels) for link in uniform_links(names, 0.0, 10.0))
+        topology = Topology("fan", devices, links)
+        graph_forward = replace(graph, requires_grad=np.zeros(3, bool))
+        clock = SimulatedClock(graph_forward, topology, make_costs(graph, topology, profile))
+        times.append(clock.step_time(np.array([0, 1, 2])))
+    assert times == [pytest.approx(1.0), pytest.approx(2.0)]

@@ -1,0 +1,124 @@
+"""Costs of the ops of a graph, as the compiled simulator reads them, and their sums over the stages of a placement."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from .costs import Costs, Floats, Ints
+from .graph import Graph
+from .stages import Stages
+from .topology import Topology
+
+
+class OpCosts(NamedTuple):
+    """What one microbatch of every op costs on every class of devices, and what is between the devices.
+
+    Columns are those of `Costs`, of `Graph` and of `Topology`, where they are described.
+    """
+
+    forward: Floats
+    backward: Floats
+    update: Floats
+    device_class: Ints
+    overhead: Floats
+    state_bytes: Floats
+    saved_bytes: Floats
+    memory_bytes: Floats
+    latency: Floats
+    seconds_per_byte: Floats
+    channel_start: Ints
+    channels: Ints
+    num_channels: int
+    fraction: Floats
+
+
+class StageCosts(NamedTuple):
+    """Costs of every stage on its device for one full microbatch (`s` stages).
+
+    Attributes:
+        forward: seconds, `float64[s]`.
+        backward: seconds, 0 where there is none.
+        live_bytes: bytes held from a stage's forward to its backward, received inputs included.
+        update: seconds of the optimizer on each device, `float64[d]`.
+        latency: seconds per message, `float64[d, d]`.
+        seconds_per_byte: `float64[d, d]`.
+        channel_start: what a message from device `a` to `b` takes is `channels[channel_start[a * d + b]:...]`.
+        channels: numbers of channels, fewer than `num_channels`.
+        num_channels: how many channels there are.
+        fraction: size of each microbatch relative to a full one, `float64[m]`.
+    """
+
+    forward: Floats
+    backward: Floats
+    live_bytes: Floats
+    update: Floats
+    latency: Floats
+    seconds_per_byte: Floats
+    channel_start: Ints
+    channels: Ints
+    num_channels: int
+    fraction: Floats
+
+
+def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats) -> OpCosts:
+    """The compiled form of what a clock knows.
+
+    Args:
+        graph: the ops.
+        topology: devices and links.
+        costs: of the graph on the topology.
+        fraction: size of each microbatch relative to a full one, `float64[m]`.
+    """
+    start, channels = topology.channels
+    return OpCosts(
+        forward=np.ascontiguousarray(costs.forward_s),
+        backward=np.ascontiguousarray(costs.backward_s),
+        update=np.ascontiguousarray(costs.update_s),
+        device_class=costs.device_class.astype(np.int64),
+        overhead=costs.overhead_s,
+        state_bytes=costs.state_bytes,
+        saved_bytes=graph.saved_bytes,
+        memory_bytes=topology.memory_bytes,
+        latency=topology.latency_s,
+        seconds_per_byte=topology.seconds_per_byte,
+        channel_start=start,
+        channels=channels,
+        num_channels=int(channels.max(initial=-1)) + 1,
+        fraction=fraction,
+    )
+
+
+@njit(cache=True)
+def sum_over_stages(stages: Stages, devices: Ints, ops: OpCosts) -> StageCosts:
+    """Costs of the ops, summed over each stage; what arrives for a stage is held with what it saves."""
+    num_stages, num_devices = stages.device.shape[0], ops.memory_bytes.shape[0]
+    forward, backward, live = np.zeros(num_stages), np.zeros(num_stages), np.zeros(num_stages)
+    update = np.zeros(num_devices)
+    for op in range(devices.shape[0]):
+        stage, device = stages.stage_of[op], devices[op]
+        column = ops.device_class[device]
+        forward[stage] += ops.forward[op, column]
+        backward[stage] += ops.backward[op, column]
+        live[stage] += ops.saved_bytes[op]
+        update[device] += ops.update[op, column]
+    for stage in range(num_stages):
+        overhead = ops.overhead[stages.device[stage]]
+        forward[stage] += overhead
+        backward[stage] = backward[stage] + overhead if stages.has_backward[stage] else 0.0
+    # A message is charged to the first stage that it is for.
+    for j in range(stages.succ.shape[0]):
+        live[stages.succ[j]] += stages.out_bytes[j]
+    return StageCosts(
+        forward, backward, live, update, ops.latency, ops.seconds_per_byte,
+        ops.channel_start, ops.channels, ops.num_channels, ops.fraction,
+    )  # fmt: skip
+
+
+@njit(cache=True)
+def overflow(devices: Ints, live_bytes: Floats, ops: OpCosts) -> float:
+    """Bytes by which the tightest device overflows, 0 if everything fits; `live_bytes` is each device's peak."""
+    held = live_bytes - ops.memory_bytes
+    for op in range(devices.shape[0]):
+        held[devices[op]] += ops.state_bytes[op]
+    return max(0.0, held.max())
