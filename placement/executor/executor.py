@@ -20,11 +20,11 @@ from ..profile import measure_profile
 from ..schedule import Schedule, make_schedule
 from ..topology import Topology
 from ..training_step import TrainingStep
+from .direct_transport import make_transport
 from .migration import Migration, MoveReport
 from .pace import make_pace
 from .runner import Plan, Runner, StepRecord
 from .state import State
-from .transport import Transport
 from .wiring import wire
 
 
@@ -78,7 +78,7 @@ class Executor:
         self._same_graph_everywhere()
         device = topology.devices[self.rank]
         self._pace = make_pace(device)
-        self._transport = Transport(topology, self.rank, self._pace.torch_device)
+        self._transport = make_transport(topology, self.rank, self._pace.torch_device)
         self._state = State(self.program, model, optimizer, self._pace.torch_device)
         self.profile = self._profile(profile, micro)
         self._slow = np.ones(topology.num_devices)

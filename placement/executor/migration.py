@@ -115,7 +115,6 @@ class Migration:
             for (source, target), names in self.moves.items()
             if target == self.rank
         }
-        self.transport.link_free[:] = 0.0
         self.transport.start_step(incoming)
         for (source, target), names in self.moves.items():
             if source == self.rank:
@@ -133,6 +132,12 @@ class Migration:
         self.transport.finish_step()
         return received, int(self.transport.sent_bytes.sum())
 
+    def _entry(self, key: str, value: Any) -> Any:
+        """An entry of the optimizer's state as it is kept: a step counter stays on the host where the optimizer has it there."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.cpu().clone() if key == "step" and self.state.counts_on_host else value.clone()
+
     def _commit(self, received: dict[str, dict[str, Any]]) -> None:
         optimizer_state = self.state.optimizer_state()
         for (source, _), names in self.moves.items():
@@ -142,7 +147,5 @@ class Migration:
         for name, tensors in received.items():
             self.state.take(name, tensors.pop(""))
             if tensors:
-                optimizer_state[name] = {
-                    key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in tensors.items()
-                }
+                optimizer_state[name] = {key: self._entry(key, value) for key, value in tensors.items()}
         self.state.rebuild_optimizer(optimizer_state)

@@ -83,6 +83,11 @@ class State:
             if tensor in self.optimizer.state
         }
 
+    @property
+    def counts_on_host(self) -> bool:
+        """Whether the optimizer keeps its step counters in host memory, as torch's do unless told otherwise."""
+        return not any(group.get("capturable") or group.get("fused") for group in self.template.param_groups)
+
     def rebuild_optimizer(self, state: dict[str, dict[str, Any]]) -> None:
         """Make the optimizer over the tensors owned now, with the given state by name."""
         groups = []

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ..topology import Topology
+from .channels import Channels
 
 AHEAD = 8
 """Receives that are posted ahead on each link."""
@@ -44,11 +45,12 @@ def _header(count: int) -> int:
     return -(-8 * (1 + count) // ALIGN) * ALIGN
 
 
-def _offsets(layouts: Sequence[Layout]) -> list[int]:
-    offsets = [_header(len(layouts))]
+def offsets(layouts: Sequence[Layout], header: int) -> list[int]:
+    """Where each tensor of a message begins behind a header of so many bytes, and where the last ends."""
+    places = [header]
     for layout in layouts:
-        offsets.append(offsets[-1] + -(-layout.nbytes // ALIGN) * ALIGN)
-    return offsets
+        places.append(places[-1] + -(-layout.nbytes // ALIGN) * ALIGN)
+    return places
 
 
 class Transport:
@@ -66,7 +68,8 @@ class Transport:
         self.emulated = topology.devices[rank].kind == "emulated"
         self.latency = topology.latency_s[rank]
         self.seconds_per_byte = topology.seconds_per_byte[rank]
-        self.link_free = np.zeros(topology.num_devices)
+        self.num_devices = topology.num_devices
+        self.channels = Channels(topology) if self.emulated else None
 
     def start_step(self, incoming: dict[int, list[Expected]]) -> None:
         """Post the first receives of every link.
@@ -74,9 +77,9 @@ class Transport:
         Args:
             incoming: messages from each sender, in the order in which they will be sent.
         """
-        self.sent_bytes = np.zeros(len(self.link_free))
+        self.sent_bytes = np.zeros(self.num_devices)
         self.transfer_s = 0.0
-        self._numbers = np.zeros(len(self.link_free), int)
+        self._numbers = np.zeros(self.num_devices, int)
         self._sends: list[tuple[Any, torch.Tensor]] = []
         self._waiting = {source: deque(enumerate(messages)) for source, messages in incoming.items()}
         self._posted: dict[Any, tuple[Any, torch.Tensor, Expected]] = {}
@@ -91,22 +94,22 @@ class Transport:
     def _post(self, source: int) -> None:
         if self._waiting[source]:
             number, expected = self._waiting[source].popleft()
-            buffer = self._buffer(_offsets(expected.layouts)[-1])
+            buffer = self._buffer(offsets(expected.layouts, _header(len(expected.layouts)))[-1])
             work = dist.irecv(buffer, src=source, tag=number)
             self._posted[expected.key] = (work, buffer, expected)
 
     def send(self, target: int, tensors: Sequence[torch.Tensor], ready: float) -> None:
         """Start sending `tensors` to worker `target`; `ready` is when they were done (`time.monotonic`)."""
         layouts = [Layout(tuple(t.shape), t.dtype) for t in tensors]
-        offsets = _offsets(layouts)
-        buffer = self._buffer(offsets[-1])
+        places = offsets(layouts, _header(len(layouts)))
+        buffer = self._buffer(places[-1])
         header = np.zeros(1 + len(tensors))
         payload = sum(layout.nbytes for layout in layouts)
         header[0] = self._arrival(target, payload, ready)
         for i, (tensor, layout) in enumerate(zip(tensors, layouts, strict=True)):
             order = memory_order(tensor)
             header[1 + i] = encode_order(order)
-            part = buffer[offsets[i] : offsets[i] + layout.nbytes].view(layout.dtype)
+            part = buffer[places[i] : places[i] + layout.nbytes].view(layout.dtype)
             part.copy_(tensor.permute(order).reshape(-1), non_blocking=self.pinned)
         buffer[: header.nbytes] = torch.from_numpy(header.view(np.uint8))
         if self.pinned:
@@ -117,12 +120,11 @@ class Transport:
         self._sends.append((work, buffer))
 
     def _arrival(self, target: int, payload: int, ready: float) -> float:
-        if not self.emulated:
+        if self.channels is None:
             return 0.0
-        seconds = self.latency[target] + payload * self.seconds_per_byte[target]
-        self.link_free[target] = max(ready, self.link_free[target]) + seconds
+        seconds = float(self.latency[target] + payload * self.seconds_per_byte[target])
         self.transfer_s += seconds
-        return self.link_free[target]
+        return self.channels.take(self.rank, target, ready, seconds)
 
     def receive(self, key: Any) -> tuple[list[torch.Tensor], float]:
         """Wait for a message; returns its tensors and the time before which it has not arrived."""
@@ -137,11 +139,11 @@ class Transport:
         if not self.emulated:
             self.transfer_s += time.monotonic() - begin
         header = buffer[: 8 * (1 + len(expected.layouts))].view(torch.float64)
-        offsets = _offsets(expected.layouts)
+        places = offsets(expected.layouts, _header(len(expected.layouts)))
         tensors = []
         for i, layout in enumerate(expected.layouts):
             order = decode_order(int(header[1 + i]), len(layout.shape))
-            part = buffer[offsets[i] : offsets[i] + layout.nbytes].view(layout.dtype)
+            part = buffer[places[i] : places[i] + layout.nbytes].view(layout.dtype)
             part = part.view([layout.shape[d] for d in order]).permute(np.argsort(order).tolist())
             tensors.append(part.to(self.device, non_blocking=True) if self.pinned else part)
         return tensors, float(header[0])

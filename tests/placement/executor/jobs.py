@@ -13,6 +13,8 @@ from torch import nn
 
 from segue.placement.errors import SegueError
 from segue.placement.executor import Executor, MeasuredClock, MoveFailed, probe_links
+from segue.placement.executor import executor as executor_module
+from segue.placement.executor.direct_transport import DirectTransport
 from segue.placement.placement import Placement, colocate
 from segue.placement.topology import Topology
 from segue.placement.training_step import TrainingStep
@@ -81,6 +83,16 @@ def train(case: str, topology: Topology, moving_seed: int | None) -> tuple[list[
 def compare_moving(topology: Topology, cases: list[str]) -> dict[str, Any]:
     """For each case: a run that never moves, and two that move at random."""
     return {case: [train(case, topology, seed) for seed in (None, 1, 2)] for case in cases}
+
+
+def compare_moving_directly(topology: Topology, cases: list[str]) -> dict[str, Any]:
+    """`compare_moving` over links with a group each and no tags, as NCCL's are."""
+
+    def direct(topology: Topology, rank: int, device: torch.device) -> DirectTransport:
+        return DirectTransport(topology, rank, device, backend="gloo")
+
+    executor_module.make_transport = direct
+    return compare_moving(topology, cases)
 
 
 def plain(case: str) -> tuple[list[float], nn.Module, torch.optim.Optimizer]:
