@@ -133,7 +133,7 @@ class Migration:
         return received, int(self.transport.sent_bytes.sum())
 
     def _entry(self, key: str, value: Any) -> Any:
-        """An entry of the optimizer's state as it is kept: a step counter stays on the host where the optimizer has it there."""
+        """An entry of the optimizer's state as it is kept; a step counter stays on the host where the optimizer has it."""
         if not isinstance(value, torch.Tensor):
             return value
         return value.cpu().clone() if key == "step" and self.state.counts_on_host else value.clone()

@@ -11,7 +11,7 @@ from .split import balanced
 
 
 def single(clock: SimulatedClock, device: int) -> Devices:
-    """Everything on one device."""
+    """Everything on one device: what there is to do without any placement."""
     return np.full(clock.graph.num_ops, device, np.int64)
 
 
@@ -22,15 +22,15 @@ def round_robin(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
 
 
 def random_devices(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
-    """A device for every op, drawn uniformly."""
+    """A device for every op, drawn uniformly: the control that any planner should beat."""
     return rng.integers(clock.topology.num_devices, size=clock.graph.num_ops)
 
 
 def equal_layers(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
     """Contiguous, an equal number of layers (leaf modules with parameters) per device, the way people split by hand.
 
-    It is also DeepSpeed's `uniform` partition. Ops without parameters follow the layer before them; a graph without
-    modules is cut into equal numbers of ops.
+    It is also DeepSpeed's `uniform` partition (Rasley et al., KDD 2020). Ops without parameters follow the layer before
+    them; a graph without modules is cut into equal numbers of ops.
     """
     del rng
     layer = layers(clock.graph)
@@ -47,15 +47,22 @@ def equal_parameters(clock: SimulatedClock, rng: np.random.Generator) -> Devices
 
 
 def equal_time(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
-    """Contiguous, compute time balanced as if all devices were equally fast, as torchgpipe's `balance_by_time` does."""
+    """Contiguous, compute time balanced as if all devices were equally fast.
+
+    As torchgpipe's `balance_by_time` does (Kim et al., "torchgpipe", arXiv:2004.09910, 2020).
+    """
     del rng
-    return _balanced_or_by_count(clock, _compute(clock).mean(axis=1))
+    return _balanced_or_by_count(clock, _finite_seconds(clock).mean(axis=1))
 
 
 def speed_proportional(clock: SimulatedClock, rng: np.random.Generator) -> Devices:
-    """Contiguous, compute time in proportion to the devices' speed: every device computes for the same time."""
+    """Contiguous, compute time in proportion to the devices' speed: every device computes for the same time.
+
+    What people write down who know that their devices are unequal; the slowest run is the fastest possible, found
+    exactly, but transfers and memory do not count.
+    """
     del rng
-    return balanced(np.ascontiguousarray(at_leaders(_compute(clock), clock.graph).T))
+    return balanced(np.ascontiguousarray(at_leaders(_finite_seconds(clock), clock.graph).T))
 
 
 def layers(graph: Graph) -> Devices:
@@ -70,9 +77,17 @@ def layers(graph: Graph) -> Devices:
     return result
 
 
-def _compute(clock: SimulatedClock) -> Floats:
-    """Forward and backward seconds of every op on every device, `float64[n, d]`."""
+def compute_seconds(clock: SimulatedClock) -> Floats:
+    """Forward and backward seconds of every op on every device, `float64[n, d]`; infinite where it cannot run."""
     return clock.costs.on_devices(clock.costs.forward_s + clock.costs.backward_s)
+
+
+def _finite_seconds(clock: SimulatedClock) -> Floats:
+    """`compute_seconds`, where an op cannot run the mean of where it can."""
+    seconds = compute_seconds(clock)
+    possible = np.isfinite(seconds)
+    mean = np.where(possible, seconds, 0.0).sum(axis=1) / np.maximum(1, possible.sum(axis=1))
+    return np.where(possible, seconds, mean[:, None])
 
 
 def _balanced_or_by_count(clock: SimulatedClock, weights: Floats) -> Devices:

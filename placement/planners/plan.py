@@ -27,6 +27,7 @@ class Plan:
         overflow_bytes: bytes by which the tightest device's memory is exceeded; 0 if everything fits.
         evaluations: placements priced on the clock.
         planning_s: wall-clock seconds spent.
+        bound: what the planner proved that no placement that fits is below, in the unit of `value_s`; None if nothing.
     """
 
     planner: str
@@ -35,6 +36,7 @@ class Plan:
     overflow_bytes: float
     evaluations: int
     planning_s: float
+    bound: float | None = None
 
     @property
     def feasible(self) -> bool:
@@ -54,6 +56,7 @@ class Evaluator:
         used: placements priced so far.
         best: `(overflow_bytes, value_s)` of the best so far, infinite before the first.
         devices: the best placement so far.
+        bound: what the planner proved that no placement that fits is below; None if it proved nothing.
     """
 
     def __init__(self, clock: SimulatedClock, evaluations: int):
@@ -63,6 +66,7 @@ class Evaluator:
         self.used = 0
         self.best = (float("inf"), float("inf"))
         self.devices: Devices = np.zeros(clock.graph.num_ops, np.int64)
+        self.bound: float | None = None
         self._limit = evaluations
         self._leaders = leaders(clock.graph)
 

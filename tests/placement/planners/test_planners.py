@@ -186,7 +186,7 @@ def test_branches_are_chains_and_modules():
 
 def test_unknown_names_say_what_is_known():
     clock = clock_of(random_graph(0, 5), topology())
-    with pytest.raises(SegueError, match=r"planner 'best'.*known: single:<device>, annealing"):
+    with pytest.raises(SegueError, match=r"planner 'best'.*known: single:<device>, file:<path>, accelerate-balanced"):
         plan("best", clock)
     with pytest.raises(SegueError, match="unknown device 'd9'; known: d0, d1, d2"):
         expand(["manual", "single:d9"], topology())
