@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..placement.errors import SegueError
+from .planning_options import add_bench, add_compare, add_place, add_profile
 
 if TYPE_CHECKING:
     from .run_config import RunConfig
@@ -34,8 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
     _add_train(commands)
-    _add_compare(commands)
-    _add_place(commands)
+    add_compare(commands)
+    add_place(commands)
+    add_profile(commands)
+    add_bench(commands)
     return parser
 
 
@@ -96,44 +99,6 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--start", default="equal-layers", help="with --clock measured")
 
 
-def _add_compare(commands: Any) -> None:
-    compare = commands.add_parser(
-        "compare",
-        help="compare manual configurations, planners and the agent on a model (simulated)",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    compare.set_defaults(command=_compare)
-    compare.add_argument("--model", default="inception", help="zoo name, or path/to/file.py:function")
-    compare.add_argument("--topology", default="emulated-4", help="a preset, this-machine, or a .yaml file")
-    compare.add_argument("--batch-size", type=int, default=64)
-    compare.add_argument("--microbatches", type=int, default=8)
-    compare.add_argument("--image-size", type=int, default=32)
-    compare.add_argument("--evaluations", type=int, default=1000, help="simulated placements for each search")
-    compare.add_argument("--seed", type=int, default=0)
-    compare.add_argument("--profile", default="", help="op times of a run (its profile.json) instead of measuring")
-    compare.add_argument("--policy", default="", help="pretrained weights; the shipped ones by default")
-    compare.add_argument("--json", default="", help="also write the rows to this file")
-
-
-def _add_place(commands: Any) -> None:
-    place = commands.add_parser(
-        "place",
-        help="place a workload of the public operator-placement benchmark",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    place.set_defaults(command=_place)
-    place.add_argument("--graph", required=True, metavar="WORKLOAD.json", help="a workload in the benchmark's JSON")
-    place.add_argument(
-        "--objective", default="max-load", help="max-load (steady-state time per sample) or latency (of one sample)"
-    )
-    place.add_argument("--budget", type=float, default=10.0, metavar="SECONDS", help="how long to search")
-    place.add_argument(
-        "--evaluations", type=int, default=0, help="stop after so many placements; 0: only the budget ends it"
-    )
-    place.add_argument("--seed", type=int, default=0)
-    place.add_argument("--out", default="split.json", help="where the split goes, in the benchmark's form")
-
-
 def _run(options: argparse.Namespace) -> int:
     from .run import resume_run, start_run
 
@@ -188,15 +153,3 @@ def _train(options: argparse.Namespace) -> int:
     from .train_policy import train_policy
 
     return train_policy(options)
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from .compare_command import compare_command
-
-    return compare_command(options)
-
-
-def _place(options: argparse.Namespace) -> int:
-    from .place_command import place_command
-
-    return place_command(options)

@@ -1,94 +1,162 @@
-"""`segue compare`: the agent beside manual configurations and planners, on one model and topology."""
+"""`segue compare`: the agent beside manual configurations, planners and data parallel training, on one problem."""
 
 import argparse
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
-from ..agent.proposer import Request, answer
-from ..placement.capture import capture_program
-from ..placement.clock import SimulatedClock
-from ..placement.costs import Profile, make_costs, microbatch_sizes
 from ..placement.errors import SegueError
-from ..placement.files import write_text
+from ..placement.files import write_bytes, write_text
 from ..placement.placement import Placement
-from ..placement.planners import Plan, plan
-from ..placement.profile import measure_profile
-from ..placement.training_step import TrainingStep
-from .compare import compare, comparison_table
-from .models import build_model, load_user_model
+from .compare import Comparison, compare, contender_names
+from .compare_table import VALUE_NAMES, comparison_table, recommendation, shown
+from .contenders import Contender
+from .figures import comparison_figure
+from .measure import Measured, MeasureJob, check_present, measure_placements
+from .planning_options import EVALUATIONS
+from .planning_problem import PlanningProblem, check_counts, make_problem
 from .run_config import find_topology
 
-CLASSES = 10
+TOP = 3
+"""So many of the best placements are measured, besides the best manual one and the agent's."""
+ROUNDS, STEPS = 2, 3
 
 
 def compare_command(options: argparse.Namespace) -> int:
-    """Measure the model's ops on this machine, run every planner and the agent, print the table; returns the exit code.
+    """Run every planner and the agent, print the table; returns the exit code.
 
     Raises:
-        SegueError: for an unknown model, topology or policy, or a file that cannot be written.
+        SegueError: for an unknown model, topology, planner or policy, or a file that cannot be read or written.
     """
-    for name in ("batch_size", "microbatches", "image_size", "evaluations"):
-        if getattr(options, name) < 1:
-            raise SegueError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(options, name)}")
-    if options.json and not Path(options.json).parent.is_dir():
-        raise SegueError(f"--json {options.json}: {Path(options.json).parent} is not a folder")
-    clock = _clock(options)
-    rows = compare(clock, ["all"], options.seed, options.evaluations, [_agent(clock, options)])
-    if options.json:
-        write_text(options.json, json.dumps(rows, indent=1) + "\n")
-    print(f"{clock.graph.name}: {clock.graph.num_ops} ops on {clock.topology.name}; op times measured on a CPU core.")
-    print(comparison_table(rows))
+    check_counts(options, ("evaluations",))
+    if options.budget is not None and not options.budget > 0:
+        raise SegueError(f"--budget must be > 0 seconds, got {options.budget:g}")
+    options.objective = options.objective or ("max-load" if options.graph else "step-time")
+    picture = _picture_path(options)
+    for option, path in (("--json", options.json), ("--picture", picture)):
+        if path and (not Path(path).parent.is_dir() or Path(path).is_dir()):
+            reason = "is a folder" if Path(path).is_dir() else f"{Path(path).parent} is not a folder"
+            raise SegueError(f"{option} {path}: {reason}")
+    names = [*filter(None, options.planners.split(",")), *(f"file:{path}" for path in options.placement)]
+    _check_early(options, names)
+    problem = make_problem(options)
+    if options.measure and not problem.executable:
+        raise SegueError(f"--measure: {options.model} was traced at module granularity; such a graph cannot be run")
+    comparison = compare(
+        problem.clock,
+        names,
+        options.seed,
+        options.evaluations,
+        objective=problem.objective,
+        budget_s=options.budget,
+        policy=options.policy,
+        progress=True,
+    )
+    measured = _measure(options, problem, comparison) if options.measure else [None] * len(comparison.contenders)
+    _write(options, picture, problem, comparison, measured)
+    for note in problem.notes:
+        print(note)
+    print(_limits(options))
+    print(comparison_table(comparison, measured))
+    late = sum(entry.overruns for entry in measured if entry)
+    if late:
+        print(f"{late} instructions were late: this machine was too busy to keep the declared pace while it measured.")
+    print(recommendation(comparison))
     return 0
 
 
-def _clock(options: argparse.Namespace) -> SimulatedClock:
-    sizes = microbatch_sizes(options.batch_size, min(options.microbatches, options.batch_size))
-    torch.manual_seed(options.seed)
-    torch.set_num_threads(1)
-    if ".py:" in options.model:
-        model, batch = load_user_model(options.model)
-        example = tuple(tensor[: sizes[0]] for tensor in batch)
-    else:
-        model = build_model(options.model, options.image_size, 1, CLASSES, options.seed)
-        images = torch.randn(sizes[0], 1, options.image_size, options.image_size)
-        example = (images, torch.randint(0, CLASSES, (sizes[0],)))
-    topology = find_topology(options.topology)
-    step = TrainingStep(model.train(), nn.CrossEntropyLoss())
-    program = capture_program(step, (example,), name=options.model, prefix="model.")
-    if options.profile:
-        profile = Profile.load(options.profile, program.graph)
-    else:
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        profile = measure_profile(program, {k: v.detach() for k, v in tensors.items()}, list(example))
-    return SimulatedClock(program.graph, topology, make_costs(program.graph, topology, profile), sizes)
+def _check_early(options: argparse.Namespace, names: list[str]) -> None:
+    """What can be known to be wrong before the model is captured and measured."""
+    if options.measure and (options.graph or options.objective != "step-time"):
+        raise SegueError("--measure: only training steps can be run; give --model and --objective step-time")
+    if not options.graph:
+        topology = find_topology(options.topology)
+        contender_names(names, topology)
+        if options.measure:
+            check_present(topology)
 
 
-def _agent(clock: SimulatedClock, options: argparse.Namespace) -> Plan:
-    """The agent's row: it starts from `equal-layers` and the cheap planners' answers, which count as evaluations."""
-    begin = time.perf_counter()
-    proposal = answer(
-        Request(
-            clock=clock,
-            start=Placement(plan("equal-layers", clock, seed=options.seed).devices, clock.microbatches),
-            move_seconds=np.zeros(clock.graph.num_ops),
-            pause_s=0.0,
-            horizon_steps=1,
-            evaluations=options.evaluations,
-            seed=options.seed,
-            policy_path=options.policy,
-        )
+def _limits(options: argparse.Namespace) -> str:
+    if options.budget is None:
+        return f"each search: {options.evaluations or EVALUATIONS} evaluations, seed {options.seed}"
+    most = f" and {options.evaluations} evaluations" if options.evaluations else ""
+    return (
+        f"each search: up to {options.budget:g} s{most}, seed {options.seed}; how far it gets depends on this machine"
     )
-    step_time, overflow = clock.evaluate(proposal.placement.devices)
-    return Plan(
-        planner="agent",
-        devices=proposal.placement.devices,
-        value_s=step_time,
-        overflow_bytes=overflow,
-        evaluations=proposal.evaluations,
-        planning_s=time.perf_counter() - begin,
+
+
+def _picture_path(options: argparse.Namespace) -> str:
+    """Where the picture goes: where it is asked for, else beside the JSON."""
+    if options.picture or not options.json:
+        return options.picture
+    return str(Path(options.json).with_suffix(".png"))
+
+
+def _measure(options: argparse.Namespace, problem: PlanningProblem, comparison: Comparison) -> list[Measured | None]:
+    """Run the best placements, the best manual one and the agent's; the contenders' results, in order."""
+    placements = [c for c in comparison.contenders if c.feasible and c.devices is not None]
+    manual = [contender for contender in placements if contender.kind == "manual"][:1]
+    agent = [contender for contender in placements if contender.kind == "agent"]
+    chosen: dict[bytes, Contender] = {}
+    for contender in (*placements[:TOP], *manual, *agent):
+        chosen.setdefault(_key(contender), contender)
+    job = MeasureJob(
+        options.model,
+        problem.batch_size,
+        problem.microbatches,
+        options.image_size,
+        options.sequence_length,
+        options.seed,
+        ROUNDS,
+        STEPS,
     )
+    maps = [contender.devices for contender in chosen.values() if contender.devices is not None]
+    found = dict(zip(chosen, measure_placements(job, problem.clock.topology, maps, problem.profile), strict=True))
+    return [found.get(_key(contender)) for contender in comparison.contenders]
+
+
+def _key(contender: Contender) -> bytes:
+    return b"" if contender.devices is None else contender.devices.tobytes()
+
+
+def _write(
+    options: argparse.Namespace,
+    picture: str,
+    problem: PlanningProblem,
+    comparison: Comparison,
+    measured: Sequence[Measured | None],
+) -> None:
+    if options.json:
+        rows = comparison.rows()
+        for row, entry in zip(rows, measured, strict=True):
+            ran = entry is not None and bool(entry.step_times_s)
+            row["measured_s"] = entry.median_s if entry and ran else None
+            row["measured_clock"] = entry.source if entry and ran else None
+            row["predicted_over_measured"] = entry.ratio if entry and ran else None
+        write_text(options.json, json.dumps(rows, indent=1, allow_nan=False) + "\n")
+    if picture and any(np.isfinite(contender.value_s) for contender in comparison.contenders):
+        write_bytes(picture, _draw(problem, comparison))
+
+
+def _draw(problem: PlanningProblem, comparison: Comparison) -> bytes:
+    clock, name = problem.clock, VALUE_NAMES[comparison.objective]
+    contenders = [comparison.contenders[place] for place in shown(comparison.contenders)]
+    bars = [(c.planner, c.kind, 1e3 * c.value_s, c.feasible) for c in contenders if np.isfinite(c.value_s)]
+    placements = [
+        contender for contender in comparison.contenders if contender.feasible and contender.devices is not None
+    ]
+    best = next(iter(placements), None)
+    manual = next((contender for contender in placements if contender.kind == "manual"), None)
+    timelines = {}
+    for what, contender in (("best placement", best), ("best manual configuration", manual)):
+        if contender is None or contender.devices is None:
+            continue
+        report = clock.step(Placement(contender.devices, clock.microbatches), timeline=True)
+        if report.timeline:
+            timelines[f"{what}: {contender.planner}, {1e3 * report.step_time_s:.4g} ms (simulated)"] = report.timeline
+    busy = {span.lane for spans in timelines.values() for span in spans}
+    names = [device.name for device in clock.topology.devices if device.name in busy]
+    title = f"{clock.graph.name} on {clock.topology.name}"
+    return comparison_figure(title, f"{name} (ms, simulated)", bars, timelines, names)

@@ -18,6 +18,7 @@ from .record import Event, RunRecord
 
 INK, FAINT, ALERT, MOVE = "#222831", "#9aa3ad", "#c0392b", "#2f6f4f"
 DEVICE_COLOURS = ("#4477aa", "#ee8866", "#44bb99", "#ddaa33", "#aa3377", "#77aadd", "#999933", "#bbbbbb")
+KIND_COLOURS = {"manual": FAINT, "data-parallel": "#c7b299", "planner": "#4477aa", "agent": "#ee7733"}
 WINDOW = 7
 
 
@@ -46,6 +47,61 @@ def timeline_figure(timelines: dict[str, Sequence[Span]], device_names: Sequence
         _gantt(axes, title, spans, device_names, colours)
     panels[-1].set_xlabel("seconds from the start of the step")
     return _png(figure)
+
+
+def comparison_figure(
+    title: str,
+    axis: str,
+    bars: Sequence[tuple[str, str, float, bool]],
+    timelines: dict[str, Sequence[Span]],
+    device_names: Sequence[str],
+) -> bytes:
+    """PNG: a bar for every way to run a model, below them what the devices do in a step of some of them.
+
+    Args:
+        title: of the picture.
+        axis: what the bars' length is, with its unit and the clock it comes from.
+        bars: name, kind (a key of `KIND_COLOURS`), value, and whether it is feasible; drawn from the top.
+        timelines: title -> bars of one step, seconds.
+        device_names: lanes of the timelines.
+    """
+    panel = 0.26 * len(device_names) + 0.7
+    heights = [0.24 * len(bars) + 0.9, *(panel for _ in timelines)]
+    figure = Figure(figsize=(10.5, sum(heights) + 0.6), layout="constrained")
+    top, *panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    _contender_bars(top, bars)
+    top.set_xlabel(axis)
+    top.set_title(title, loc="left", fontweight="bold")
+    end = max((span.end_s for spans in timelines.values() for span in spans), default=1.0)
+    for axes, (name, spans) in zip(panels, timelines.items(), strict=True):
+        _gantt(axes, name, spans, device_names, device_colours(len(device_names)))
+        axes.set_xlim(0, 1.01 * end)
+    if panels:
+        panels[-1].set_xlabel("seconds from the start of the step (pale: forward, full: backward, black: update)")
+    return _png(figure)
+
+
+def _contender_bars(axes: Axes, bars: Sequence[tuple[str, str, float, bool]]) -> None:
+    """Bars to scale but for those far beyond the rest, which are cut off; every bar's value stands beside it."""
+    values = np.array([value for _, _, value, _ in bars])
+    feasible = np.array([good for *_, good in bars])
+    basis = values[feasible] if feasible.any() else values
+    limit = min(float(values.max()), max(2.5 * float(np.median(basis)), 1.5 * float(basis.min())))
+    for place, (_, kind, value, good) in enumerate(bars):
+        face, hatch = (KIND_COLOURS[kind], "") if good else ("white", "////")
+        axes.barh(place, min(value, limit), height=0.72, facecolor=face, edgecolor=KIND_COLOURS[kind], hatch=hatch)
+        notes = ["" if good else "does not fit", "cut off" if value > limit else ""]
+        text = ", ".join([f"{value:.4g}", *filter(None, notes)])
+        axes.text(min(value, limit) + 0.008 * limit, place, text, va="center", fontsize=8, color=INK)
+    axes.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=9)
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set_xlim(0, 1.25 * limit)
+    kinds = dict.fromkeys(kind for _, kind, _, _ in bars)
+    handles = [Patch(color=KIND_COLOURS[kind], label=kind) for kind in kinds]
+    if not feasible.all():
+        handles.append(Patch(facecolor="white", edgecolor=FAINT, hatch="////", label="does not fit"))
+    axes.legend(handles=handles, loc="upper right", fontsize=9, framealpha=0.9, edgecolor="none")
+    _plain(axes)
 
 
 def device_colours(count: int) -> list[Any]:

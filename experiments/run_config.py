@@ -9,6 +9,7 @@ import torch
 from ..placement.discover import discover
 from ..placement.errors import SegueError
 from ..placement.files import check_fields, read_json, write_json
+from ..placement.nvidia_smi import load_topology_text
 from ..placement.presets import preset, presets
 from ..placement.topology import Topology
 
@@ -117,7 +118,9 @@ class RunConfig:
 
 
 def find_topology(spec: str) -> Topology:
-    """A topology from a file, a preset's name, or `auto`: the GPUs if there are any, else four emulated devices.
+    """A topology from a file (.yaml, .json, or .txt as `nvidia-smi topo -m` prints), a preset's name, or `auto`.
+
+    `auto` is the GPUs if there are any, else four emulated devices.
 
     Raises:
         SegueError: if it is neither.
@@ -128,7 +131,9 @@ def find_topology(spec: str) -> Topology:
         return discover()
     if Path(spec).suffix in (".yaml", ".yml", ".json"):
         return Topology.load(spec)
+    if Path(spec).suffix == ".txt":
+        return load_topology_text(spec)
     if spec not in presets():
         known = ", ".join(["auto", "this-machine", *presets()])
-        raise SegueError(f"--topology {spec!r}: neither a .yaml or .json file nor one of {known}")
+        raise SegueError(f"--topology {spec!r}: neither a .yaml, .json or .txt file nor one of {known}")
     return preset(spec)

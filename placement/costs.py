@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .errors import SegueError
 from .files import check_fields, number, read_json, text, write_json
+from .gpus import GPUS, Gpu
 from .graph import Graph
 from .topology import Topology
 
@@ -21,6 +22,14 @@ PROFILE_FORMAT = "segue.profile/1"
 ROOFLINE_FLOPS_PER_S = 2e10
 ROOFLINE_BYTES_PER_S = 5e9
 
+# What kernels of a GPU get of its datasheet's peaks, and the seconds that launching one from Python takes.
+ARITHMETIC_SHARE = 0.5
+MEMORY_SHARE = 0.7
+LAUNCH_S = 5e-6
+
+# How far measured ratios between kinds of ops may bend another product's roofline: they carry over only in part.
+MOST_BENT = 4.0
+
 
 @dataclass(frozen=True, eq=False)
 class Profile:
@@ -31,16 +40,20 @@ class Profile:
         backward_s: backward pass; 0 where nothing is differentiated.
         update_s: optimizer update of the op's parameters.
         source: where the figures come from: `measured` or `roofline`.
+        model: the product they are of, one of `GPUS`; empty for anything else, such as a CPU core.
     """
 
     forward_s: Floats
     backward_s: Floats
     update_s: Floats
     source: str
+    model: str = ""
 
     def save(self, path: str | PathLike, graph: Graph) -> None:
         """Write `segue.profile/1` JSON."""
         record: dict[str, Any] = {"format": PROFILE_FORMAT, "graph": graph.hash, "source": self.source}
+        if self.model:
+            record["model"] = self.model
         for field in ("forward_s", "backward_s", "update_s"):
             record[field] = dict(zip(graph.names, getattr(self, field).tolist(), strict=True))
         write_json(path, record)
@@ -54,7 +67,8 @@ class Profile:
         """
         where = str(path)
         record = read_json(path, PROFILE_FORMAT)
-        check_fields(record, ["format", "graph", *(f.name for f in fields(Profile))], [], where)
+        required = [f.name for f in fields(Profile) if f.name != "model"]
+        check_fields(record, ["format", "graph", *required], ["model"], where)
         if record["graph"] != graph.hash:
             raise SegueError(f"{where}: graph: taken of graph {record['graph']}, but {graph.name} is {graph.hash}")
         columns = {}
@@ -63,19 +77,34 @@ class Profile:
             if not isinstance(entries, dict) or set(entries) != set(graph.names):
                 raise SegueError(f"{where}: {field}: expected seconds for each op of {graph.name}")
             columns[field] = np.array([number(entries[op], f"{field}[{op}]", where, least=0) for op in graph.names])
-        return Profile(**columns, source=text(record["source"], "source", where))
+        model = text(record.get("model", ""), "model", where)
+        if model and model not in GPUS:
+            raise SegueError(f"{where}: model must be one of {', '.join(GPUS)}, got {model!r}")
+        return Profile(**columns, source=text(record["source"], "source", where), model=model)
 
 
-def roofline(graph: Graph) -> Profile:
+def roofline(graph: Graph, gpu: Gpu | None = None) -> Profile:
     """Op times from operations and bytes alone, for graphs that nothing has been measured of.
 
-    An op takes the longer of its arithmetic and its memory traffic (Williams et al., "Roofline", CACM 2009).
+    An op takes the longer of its arithmetic and its memory traffic (Williams et al., "Roofline", CACM 2009), on a GPU with
+    a kernel launch on top. What is bound by arithmetic at all are products and convolutions, so that all of it is priced as
+    theirs: float32 training on tensor cores in TF32 where the GPU has it (convolutions by torch's default, other
+    products under `torch.set_float32_matmul_precision("high")`), else plain float32.
+
+    Args:
+        graph: the ops.
+        gpu: the product; by default a reference core of `ROOFLINE_FLOPS_PER_S` and `ROOFLINE_BYTES_PER_S`.
     """
-    traffic = (graph.read_bytes + graph.written_bytes) / ROOFLINE_BYTES_PER_S
-    forward = np.maximum(graph.forward_flops / ROOFLINE_FLOPS_PER_S, traffic)
-    backward = np.maximum(graph.backward_flops / ROOFLINE_FLOPS_PER_S, 2 * traffic * (graph.backward_flops > 0))
-    update = 4 * graph.parameter_bytes / ROOFLINE_BYTES_PER_S
-    return Profile(forward, backward, update, "roofline")
+    flops_per_s, bytes_per_s, launch = ROOFLINE_FLOPS_PER_S, ROOFLINE_BYTES_PER_S, 0.0
+    if gpu is not None:
+        flops_per_s, bytes_per_s = ARITHMETIC_SHARE * gpu.flops_per_s, MEMORY_SHARE * gpu.memory_bytes_per_s
+        launch = LAUNCH_S
+    traffic = (graph.read_bytes + graph.written_bytes) / bytes_per_s
+    differentiated = (graph.backward_flops > 0).astype(np.float64)
+    forward = np.maximum(graph.forward_flops / flops_per_s, traffic) + launch
+    backward = np.maximum(graph.backward_flops / flops_per_s, 2 * traffic * differentiated) + launch * differentiated
+    update = 4 * graph.parameter_bytes / bytes_per_s + launch * (graph.parameter_bytes > 0)
+    return Profile(forward, backward, update, "roofline", gpu.name if gpu else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +138,11 @@ def make_costs(
     profile: Profile | None = None,
     optimizer_state_per_parameter: float = 2.0,
 ) -> Costs:
-    """Costs of a graph on a topology: the profile's seconds divided by each device's speed.
+    """Costs of a graph on a topology: each device's seconds at speed 1, divided by its speed.
+
+    Seconds at speed 1 are the profile's own, for a device without `model` (if the first device has one, the speeds of those
+    without are relative to its product) and for the product that the profile was taken on. For any other product they are its
+    roofline, scaled by what was measured: see `on_product`.
 
     Args:
         graph: the ops.
@@ -118,16 +151,56 @@ def make_costs(
         optimizer_state_per_parameter: bytes of optimizer state per byte of parameter (Adam 2, SGD with momentum 1).
     """
     profile = profile or roofline(graph)
-    speed, device_class = np.unique(topology.speed, return_inverse=True)
-    slow = 1.0 / speed
+    first = topology.devices[0].model
+    pairs = [(device.model or first, device.speed) for device in topology.devices]
+    classes = {pair: number for number, pair in enumerate(sorted(set(pairs)))}
+    products = {model: on_product(graph, profile, model) if model else profile for model, _ in classes}
+
+    def columns(field: str) -> Floats:
+        return np.stack([getattr(products[model], field) * (1.0 / speed) for model, speed in classes], axis=1)
+
     return Costs(
-        forward_s=np.outer(profile.forward_s, slow),
-        backward_s=np.outer(profile.backward_s, slow),
-        update_s=np.outer(profile.update_s, slow),
-        device_class=device_class,
+        forward_s=columns("forward_s"),
+        backward_s=columns("backward_s"),
+        update_s=columns("update_s"),
+        device_class=np.array([classes[pair] for pair in pairs], np.int64),
         state_bytes=(2.0 + optimizer_state_per_parameter) * graph.parameter_bytes + graph.buffer_bytes,
         overhead_s=topology.overhead_s,
     )
+
+
+def on_product(graph: Graph, profile: Profile, model: str) -> Profile:
+    """What a profile lets us expect of another product.
+
+    For each op, with sums over the ops of its kind `k` and over all,
+
+        seconds = roofline of `model` * c * clip(r_k / r, 1 / MOST_BENT, MOST_BENT),
+        r_k = measured_k / reference_k,  r = measured / reference,
+
+    separately for forward, backward and update. The reference is the roofline of the product that the profile was taken on,
+    and c = r: what the kernels made of that GPU they make of this one. A profile of something else is held against the
+    reference core, and c = 1: it says which kinds of ops are dear, but nothing about how fast a GPU is.
+    """
+    if model == profile.model:
+        return profile
+    target, reference = roofline(graph, GPUS[model]), roofline(graph, GPUS.get(profile.model))
+    kinds = np.unique(graph.kinds, return_inverse=True)[1]
+
+    def scaled(field: str) -> Floats:
+        measured, expected = getattr(profile, field), getattr(reference, field)
+        overall = _ratio(measured.sum(), expected.sum())
+        sums = [np.bincount(kinds, seconds).astype(np.float64) for seconds in (measured, expected)]
+        of_kind = _ratio(sums[0], sums[1], overall) / overall
+        bent = np.clip(of_kind, 1 / MOST_BENT, MOST_BENT)[kinds]
+        return getattr(target, field) * bent * (overall if profile.model else 1.0)
+
+    return Profile(scaled("forward_s"), scaled("backward_s"), scaled("update_s"), profile.source, model)
+
+
+def _ratio(measured: Floats, expected: Floats, unknown: Floats | float = 1.0) -> Floats:
+    """Ratios, and `unknown` where there is nothing to hold against each other."""
+    known = (measured > 0) & (expected > 0)
+    return np.where(known, measured / np.where(known, expected, 1.0), unknown)
 
 
 def microbatch_sizes(batch_size: int, microbatches: int) -> list[int]:

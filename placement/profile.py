@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from .costs import Profile
+from .gpus import product_name
 from .program import Program, node_inputs
 
 _UPDATE_ELEMENTS = 1 << 18
@@ -33,16 +34,18 @@ def measure_profile(
         progress: called with the number of each op when it is done.
 
     Returns:
-        Seconds of each op for one microbatch.
+        Seconds of each op for one microbatch; `model` says which GPU, if it is one of `GPUS`.
     """
-    run = _Run(program, tensors, batch, torch.device(device))
+    device = torch.device(device)
+    run = _Run(program, tensors, batch, device)
     count = program.graph.num_ops
     forward, backward = np.zeros(count), np.zeros(count)
     for op in range(count):
         forward[op], backward[op] = run.time(op, repeats)
         if progress is not None:
             progress(op)
-    return Profile(forward, backward, _update_seconds(program, torch.device(device)), "measured")
+    model = product_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else ""
+    return Profile(forward, backward, _update_seconds(program, device), "measured", model)
 
 
 class _Run:
@@ -90,7 +93,9 @@ class _Run:
         needs_grad = source.name in self.trainable or (op is not None and bool(self.program.graph.requires_grad[op]))
         if isinstance(value, torch.Tensor):
             return value.detach().requires_grad_() if needs_grad and value.is_floating_point() else value
-        return tuple(item.detach().requires_grad_() for item in value) if isinstance(value, tuple) else value
+        if not isinstance(value, tuple):
+            return value
+        return tuple(item.detach().requires_grad_(item.is_floating_point()) for item in value)
 
     def _call(self, node: fx.Node, leaves: dict[str, Any]) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: leaves[source.name])

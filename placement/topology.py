@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .errors import SegueError
 from .files import check_fields, check_format, number, read_text, text, write_json, write_text
+from .gpus import GPUS
 
 FORMAT = "segue.topology/1"
 KINDS = ("cuda", "cpu", "emulated")
@@ -28,12 +29,13 @@ class Device:
         name: unique in its topology.
         kind: `cuda` (a GPU), `cpu` (a worker pinned to cores) or `emulated` (real training at a declared pace).
         memory_bytes: what parameters, optimizer state and activations may take together.
-        speed: ops per second relative to the device that the profile was taken on; 0.5 takes twice the time.
+        speed: ops per second relative to its product, or without `model` to the first device's product, or without that to
+            the device that the profile was taken on; 0.5 takes twice the time.
         overhead_s: seconds that every instruction costs on top of its ops.
         host: machine that the device is in.
         index: CUDA device number, for `cuda`.
         cores: cores the worker is pinned to, for `cpu`.
-        model: the product it is, one of `segue.placement.gpus.GPUS`; its datasheet then prices ops instead of `speed`.
+        model: the product it is, one of `segue.placement.gpus.GPUS`, if its datasheet shall price ops.
     """
 
     name: str
@@ -177,7 +179,8 @@ class Topology:
         """
         content = read_text(path)
         try:
-            record = yaml.safe_load(content)
+            # YAML would read what JSON writes for a character beyond 16 bits as two halves of one.
+            record = json.loads(content) if Path(path).suffix == ".json" else yaml.safe_load(content)
         except Exception as error:  # besides YAMLError, whatever a tag's own parser raises: `0x_`, `!!bool maybe`
             reason = " ".join(str(error).split())
             raise SegueError(f"{path}: not valid YAML or JSON: {reason or type(error).__name__}") from error
@@ -226,6 +229,8 @@ def check_topology(topology: Topology, where: str | None = None) -> None:
             raise SegueError(f"{here}: name appears twice")
         if device.kind not in KINDS:
             raise SegueError(f"{here}: kind must be one of {', '.join(KINDS)}, got {device.kind!r}")
+        if device.model and device.model not in GPUS:
+            raise SegueError(f"{here}: model must be one of {', '.join(GPUS)}, got {device.model!r}")
         number(device.memory_bytes, "memory_bytes", here, above=0)
         number(device.speed, "speed", here, above=0)
         number(device.overhead_s, "overhead_s", here, least=0)

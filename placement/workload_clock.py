@@ -19,7 +19,7 @@ Ints = NDArray[np.int64]
 
 # A host's memory is not part of a workload.
 _BOUNDLESS = 1e18
-# What a node takes where it cannot run, in multiples of what all nodes take on the CPUs: finite, so that sums stay numbers.
+# What a node takes where it cannot run, in multiples of what all nodes take: finite, so that sums stay numbers.
 _NEVER = 10.0
 
 
@@ -71,13 +71,18 @@ class WorkloadClock(SimulatedClock):
         return score.value_ms / 1e3, float(excess + len(score.reasons))
 
     def step(self, placement: Placement, timeline: bool = False) -> StepReport:
-        """Price a placement; `busy_s` is each device's load, transfers included."""
+        """Price a placement; `busy_s` is each device's load, transfers included.
+
+        A placement whose value is infinite takes ten times its loads, one after the other, so that a policy sees numbers.
+        """
         del timeline
         nodes = self.node_devices(placement.devices)
         score = self.score(placement.devices)
+        loads = device_loads(self.workload, nodes)
+        value = score.value_ms if np.isfinite(score.value_ms) else _NEVER * loads.sum()
         return StepReport(
-            step_time_s=score.value_ms / 1e3,
-            busy_s=device_loads(self.workload, nodes) / 1e3,
+            step_time_s=value / 1e3,
+            busy_s=loads / 1e3,
             transfer_s=np.zeros(self.topology.num_devices),
             peak_bytes=device_bytes(self.workload, nodes),
             capacity_bytes=self.topology.memory_bytes,

@@ -40,11 +40,12 @@ def probe_links(topology: Topology) -> Topology:
     found = {}
     for a, b, (latency, bandwidth) in ((a, b, v) for part in everyone for (a, b), v in part.items()):
         found[names[a], names[b]] = found[names[b], names[a]] = (latency, bandwidth)
-    links = [
-        Link(k.source, k.target, *found[k.source, k.target]) if (k.source, k.target) in found else k
-        for k in topology.links
-    ]
+    links = [_measured(link, found.get((link.source, link.target))) for link in topology.links]
     return replace(topology, links=tuple(links))
+
+
+def _measured(link: Link, found: tuple[float, float] | None) -> Link:
+    return replace(link, latency_s=found[0], bandwidth_bytes_per_s=found[1]) if found else link
 
 
 def _round_trip(size: int, peer: int, first: bool) -> float:

@@ -85,6 +85,7 @@ def _orders(clock: SimulatedClock, rng: np.random.Generator) -> list[Devices]:
     count = clock.topology.num_devices
     if count <= 4:
         return [np.array(order) for order in islice(permutations(range(count)), MOST_ORDERS)]
-    fastest = np.argsort(-clock.topology.speed, kind="stable")
+    costs = clock.costs
+    fastest = np.argsort(costs.on_devices(costs.forward_s + costs.backward_s).sum(axis=0), kind="stable")
     orders = [np.arange(count), np.arange(count)[::-1], fastest, fastest[::-1]]
     return orders + [rng.permutation(count) for _ in range(MOST_ORDERS - len(orders))]

@@ -114,7 +114,7 @@ def _candidates(seconds: Floats, fastest: Floats, left_out: int) -> tuple[list[i
     ratio = np.divide(fastest[:, None], seconds, out=np.ones_like(seconds), where=seconds > 0)
     speed = np.average(ratio, axis=0, weights=_shares(fastest))
     worth = int((speed > SLOWEST * speed.max()).sum())
-    count = max(1, min(worth - left_out, len(seconds)))
+    count = max(1, min(worth - left_out, seconds.shape[1], len(seconds)))
     candidates = np.sort(np.argsort(-speed, kind="stable")[:count])
     return candidates.tolist(), speed[candidates]
 

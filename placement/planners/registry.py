@@ -11,7 +11,9 @@ from ..errors import SegueError
 from ..topology import Topology
 from .accelerate_map import accelerate_balanced, accelerate_sequential
 from .annealing import annealing, local_search
+from .baechi import m_etf, m_sct
 from .contiguous import contiguous
+from .cp_sat import cp_sat
 from .from_file import from_file
 from .heft import heft
 from .manual import CONFIGURATIONS, random_devices, single
@@ -43,8 +45,11 @@ PLANNERS: dict[str, Planner] = {
     "contiguous": contiguous,
     "metis": metis,
     "heft": heft,
+    "m-etf": m_etf,
+    "m-sct": m_sct,
     "annealing": annealing,
     "local-search": local_search,
+    "cp-sat": cp_sat,
 }
 """Planners besides `single:<device>` and `file:<path>`."""
 
@@ -52,6 +57,7 @@ LIBRARIES: dict[str, str] = {
     "accelerate-balanced": "accelerate",
     "accelerate-sequential": "accelerate",
     "metis": "pymetis",
+    "cp-sat": "ortools",
 }
 """Libraries of the extra `planners` that planners need."""
 

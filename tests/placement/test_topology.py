@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from segue.placement.discover import discover
 from segue.placement.errors import SegueError
+from segue.placement.gpus import GPUS
 from segue.placement.presets import preset, presets
 from segue.placement.topology import Device, Link, Topology, check_topology, uniform_links
 
@@ -16,10 +17,18 @@ RECORD = {
     "format": "segue.topology/1",
     "name": "two",
     "devices": [
-        {"name": "gpu0", "kind": "cuda", "memory_bytes": 16e9, "index": 1},
+        {"name": "gpu0", "kind": "cuda", "memory_bytes": 16e9, "index": 1, "model": "A10"},
         {"name": "cpu0", "kind": "cpu", "memory_bytes": 8e9, "speed": 0.25, "overhead_s": 1e-5, "cores": [0, 1]},
     ],
-    "links": [{"source": "gpu0", "target": "cpu0", "latency_s": 1e-4, "bandwidth_bytes_per_s": 1e9}],
+    "links": [
+        {
+            "source": "gpu0",
+            "target": "cpu0",
+            "latency_s": 1e-4,
+            "bandwidth_bytes_per_s": 1e9,
+            "channels": ["gpu0.up", "bridge"],
+        }
+    ],
 }
 
 
@@ -41,7 +50,7 @@ def test_a_saved_topology_is_read_back_whole(tmp_path, name, suffix):
 
 def test_a_link_goes_both_ways_unless_the_other_is_listed():
     topology = Topology.from_record(RECORD)
-    assert topology.links[1] == Link("cpu0", "gpu0", 1e-4, 1e9)
+    assert topology.links[1] == Link("cpu0", "gpu0", 1e-4, 1e9, ("gpu0.up", "bridge"))
     both = copy.deepcopy(RECORD)
     both["links"].append({"source": "cpu0", "target": "gpu0", "latency_s": 0, "bandwidth_bytes_per_s": 5})
     assert Topology.from_record(both).links[1] == Link("cpu0", "gpu0", 0.0, 5.0)
@@ -104,6 +113,10 @@ MALFORMED = {
     "negative overhead": (device("overhead_s", -1), "device gpu0: overhead_s must be >= 0, got -1"),
     "index as text": (device("index", "0"), "device gpu0: index must be a CUDA device number, got '0'"),
     "negative core": (device("cores", [-1]), "device gpu0: cores must be a list of core numbers, got [-1]"),
+    "unknown model": (device("model", "A1000"), "device gpu0: model must be one of GTX 1080 Ti, RTX 2080 Ti"),
+    "model of none": (device("model", None), "device gpu0: model must be text, got NoneType"),
+    "channels as text": (link("channels", "nic"), LINK + "channels must be a list of names of buses or network cards"),
+    "a channel of no name": (link("channels", ["a", ""]), LINK + "channels must be a list of names of buses"),
     "unknown field": (device("sped", 1), "device gpu0: sped: unknown field; known: name, kind, memory_bytes, speed"),
     "links not a list": (lambda r: r.__setitem__("links", {}), "links: expected a list"),
     "link not a mapping": (lambda r: r["links"].append(3), "links[1]: expected a mapping with source, target"),
@@ -192,6 +205,52 @@ def test_this_machine_is_a_valid_topology():
     check_topology(topology)
     assert topology.devices[0].speed == 1.0
     assert len(topology.links) == topology.num_devices * (topology.num_devices - 1)
+
+
+NAMES = st.text(min_size=1, max_size=8).filter(lambda name: name.isprintable() and name.strip())
+
+
+@st.composite
+def draw_topology(draw):
+    names = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
+    positive = st.floats(1e-6, 1e15)
+    devices = [
+        Device(
+            name=name,
+            kind=draw(st.sampled_from(["cuda", "cpu", "emulated"])),
+            memory_bytes=draw(positive),
+            speed=draw(positive),
+            host=draw(st.sampled_from(["localhost", "host1", "7"])),
+            index=draw(st.integers(0, 9)),
+            cores=tuple(draw(st.lists(st.integers(0, 63), max_size=3))),
+            model=draw(st.sampled_from(["", *GPUS])),
+        )
+        for name in names
+    ]
+    channels = st.lists(st.sampled_from(["host0.nic.up", "host0.switch0.down", "0", "a b"]), max_size=3, unique=True)
+    latency = st.floats(0, 1, allow_subnormal=False)
+    pairs = [(a, b) for a in names for b in names if a != b]
+    links = [Link(a, b, draw(latency), draw(positive), tuple(draw(channels))) for a, b in pairs]
+    return Topology(draw(NAMES), tuple(devices), tuple(links))
+
+
+@settings(max_examples=100, deadline=None)
+@given(topology=draw_topology())
+def test_any_topology_with_models_and_channels_survives_its_file(scratch, topology):
+    for suffix in ("yaml", "json"):
+        topology.save(scratch / f"drawn.{suffix}")
+        assert Topology.load(scratch / f"drawn.{suffix}") == topology
+
+
+def test_links_that_name_a_channel_get_its_number():
+    names = ("a", "b", "c")
+    links = [Link(x, y, 0.0, 1.0, ("nic",) if x == "a" else ()) for x in names for y in names if x != y]
+    start, of = Topology("t", tuple(Device(name, "cpu", 1.0) for name in names), tuple(links)).channels
+    taken = [of[start[pair] : start[pair + 1]].tolist() for pair in range(9)]
+    assert taken[0] == taken[4] == taken[8] == []
+    assert taken[1] == taken[2]
+    others = [taken[pair][0] for pair in (1, 3, 5, 6, 7)]
+    assert len(set(others)) == 5
 
 
 def test_uniform_links_join_every_pair_both_ways():

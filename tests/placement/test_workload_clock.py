@@ -38,6 +38,10 @@ def test_a_map_is_worth_what_the_benchmark_says(workload, objective) -> None:
 @pytest.mark.parametrize("name", sorted(PLANNERS))
 def test_every_planner_places_a_workload(workload, objective, name) -> None:
     clock = WorkloadClock(workload, objective)
+    if (name, objective) == ("cp-sat", "latency"):
+        with pytest.raises(SegueError, match="has no model of a workload's latency"):
+            plan(name, clock)
+        return
     found = plan(name, clock, evaluations=200)
     assert (found.overflow_bytes == 0) == clock.score(found.devices).feasible
 

@@ -1,0 +1,178 @@
+"""How true the simulator is: predicted against measured step times, `python -m segue.experiments.bench_truth`.
+
+For each model and topology, placements that are good (planners'), manual, and random ones of several kinds are simulated and
+then run on the executor in turn; each one's measured step time is the median over its turns. Prints a table (median and
+90th percentile of the relative error, Spearman's rank correlation) and draws the scatter.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from ..placement.capture import capture_program
+from ..placement.clock import SimulatedClock
+from ..placement.coarsen import coarsen
+from ..placement.costs import Profile, make_costs, microbatch_sizes
+from ..placement.errors import SegueError
+from ..placement.files import write_text
+from ..placement.placement import colocate
+from ..placement.planners import plan
+from ..placement.profile import measure_profile
+from ..placement.topology import Topology
+from .measure import MeasureJob, measure_placements
+from .run_config import find_topology
+from .tables import format_table
+from .zoo.example import build_example
+
+Ints = NDArray[np.int64]
+MODELS = ("inception", "resnet", "unet", "gpt")
+TOPOLOGIES = ("emulated-4", "this-machine")
+PLANNED = ("equal-layers", "equal-parameters", "equal-time", "round-robin", "contiguous", "heft", "local-search")
+HEADERS = ("model", "topology", "clock", "placements", "steps (ms)", "median error", "90 % below", "bias", "Spearman")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the study; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--topologies", nargs="+", default=list(TOPOLOGIES))
+    parser.add_argument("--placements", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--microbatches", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each placement, others in between")
+    parser.add_argument("--steps", type=int, default=1, help="steps that count in each turn")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", default="", help="also write the points to this file")
+    parser.add_argument("--picture", default="", help="draw the scatter into this .png or .svg")
+    options = parser.parse_args(arguments)
+    # As each worker has: threads that wait for each other would time the wait.
+    torch.set_num_threads(1)
+    studies = []
+    try:
+        for topology in options.topologies:
+            for model in options.models:
+                studies.append(study(model, topology, options))
+                print(study_table(studies[-1:]), file=sys.stderr)
+    except SegueError as error:
+        print(f"bench_truth: error: {error}", file=sys.stderr)
+        return 2
+    print(study_table(studies))
+    if options.json:
+        write_text(options.json, json.dumps(studies, indent=1) + "\n")
+    if options.picture:
+        scatter(studies, options.picture)
+    return 0
+
+
+def study(model: str, topology_name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Predict and measure one model's placements on one topology.
+
+    Returns:
+        `model`, `topology`, `clock` (`emulated` or `measured`), `predicted_s` and `measured_s` (a list each).
+    """
+    job = MeasureJob(
+        model,
+        options.batch_size,
+        options.microbatches,
+        seed=options.seed,
+        rounds=options.rounds,
+        steps=options.steps,
+    )
+    topology = find_topology(topology_name)
+    clock, profile = _clock(job, topology)
+    placements = draw_placements(clock, options.placements, options.seed)
+    found = [m for m in measure_placements(job, topology, placements, profile) if not m.reason]
+    return {
+        "model": model,
+        "topology": topology_name,
+        "clock": found[0].source,
+        "predicted_s": [m.predicted_s for m in found],
+        "measured_s": [m.median_s for m in found],
+        "steps_s": [m.step_times_s for m in found],
+    }
+
+
+def _clock(job: MeasureJob, topology: Topology) -> tuple[SimulatedClock, Profile]:
+    sizes = microbatch_sizes(job.batch_size, job.microbatches)
+    example = build_example(job.model, sizes[0], seed=job.seed)
+    program = capture_program(example.step, (example.batch,), name=job.model, prefix="model.")
+    tensors = dict(example.step.model.named_parameters()) | dict(example.step.model.named_buffers())
+    values = {name: tensor.detach() for name, tensor in tensors.items()}
+    device = "cuda" if topology.devices[0].kind == "cuda" else "cpu"
+    profile = measure_profile(program, values, program.flatten(example.batch), device)
+    return SimulatedClock(program.graph, topology, make_costs(program.graph, topology, profile), sizes), profile
+
+
+def draw_placements(clock: SimulatedClock, count: int, seed: int) -> list[Ints]:
+    """Single devices, manual and planned placements, then cuts at random and modules put anywhere, all different."""
+    rng = np.random.default_rng(seed)
+    devices, ops = clock.topology.num_devices, clock.graph.num_ops
+    found = [np.full(ops, device, np.int64) for device in range(devices)]
+    found += [plan(name, clock, seed=seed, evaluations=300).devices for name in PLANNED]
+    different = {where.tobytes(): where for where in found}
+    groups = coarsen(clock.graph, 40).group_of
+    while len(different) < count:
+        if rng.random() < 0.7:
+            cuts = np.sort(rng.choice(np.arange(1, ops), int(rng.integers(1, 2 * devices + 1)), replace=False))
+            order = rng.integers(0, devices, len(cuts) + 1)
+            where = order[np.searchsorted(cuts, np.arange(ops), side="right")]
+        else:
+            where = rng.integers(0, devices, groups.max() + 1)[groups]
+        where = colocate(where.astype(np.int64), clock.graph)
+        different.setdefault(where.tobytes(), where)
+    return list(different.values())[:count]
+
+
+def study_table(studies: Sequence[dict[str, Any]]) -> str:
+    """One line for each model and topology."""
+    lines = []
+    for row in studies:
+        predicted, measured = np.array(row["predicted_s"]), np.array(row["measured_s"])
+        error = predicted / measured - 1
+        lines.append(
+            (
+                row["model"],
+                row["topology"],
+                row["clock"],
+                len(measured),
+                f"{1e3 * measured.min():.0f} to {1e3 * measured.max():.0f}",
+                f"{np.median(abs(error)):.1%}",
+                f"{np.quantile(abs(error), 0.9):.1%}",
+                f"{np.median(error):+.1%}",
+                f"{spearmanr(predicted, measured).statistic:.3f}",
+            )
+        )
+    return format_table(lines, HEADERS)
+
+
+def scatter(studies: Sequence[dict[str, Any]], path: str) -> None:
+    """Predicted over measured step time, a panel for each clock."""
+    clocks = list(dict.fromkeys(row["clock"] for row in studies))
+    figure, panels = plt.subplots(1, len(clocks), figsize=(5 * len(clocks), 4.6), squeeze=False)
+    for panel, clock in zip(panels[0], clocks, strict=True):
+        mine = [row for row in studies if row["clock"] == clock]
+        for row in mine:
+            panel.scatter(
+                1e3 * np.array(row["measured_s"]), 1e3 * np.array(row["predicted_s"]), s=14, label=row["model"]
+            )
+        ends = np.array([min(min(r["measured_s"]) for r in mine), max(max(r["measured_s"]) for r in mine)]) * 1e3
+        panel.plot(ends, ends, color="grey", linewidth=0.8)
+        panel.set(xscale="log", yscale="log", xlabel=f"{clock} step time (ms)", ylabel="predicted (ms)")
+        panel.set_title(f"{clock}: {', '.join(dict.fromkeys(row['topology'] for row in mine))}")
+        panel.legend()
+    figure.tight_layout()
+    figure.savefig(Path(path), dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""`cp-sat`: the placement whose largest device load is least, by constraint programming, with a proven lower bound."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..clock import SimulatedClock
+from ..errors import SegueError
+from ..workload_clock import WorkloadClock
+from .contiguous import contiguous
+from .load_model import LoadModel, cp_model
+from .load_problem import LoadProblem, critical_path, is_exact, load_problem, relaxation
+from .plan import MEMORY_SHARES, Devices, Evaluator
+
+# Deterministic seconds (CP-SAT's count of its own work, near wall seconds on one core) for each of the planner's problems.
+BUDGET_S = 5.0
+# Wall seconds allowed for each deterministic one: a guard that only a machine much slower than usual reaches.
+SLOWEST = 60.0
+# How far a bound on the compute alone may stay behind its optimum; the last digits take longest.
+BOUND_GAP = 1e-3
+# What rounding seconds to whole numbers may take off a bound.
+ROUNDING = 1e-5
+# Decisions above which nothing is found in that time: which device an op is on, and which it sends to.
+MOST_DECISIONS = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """What the solver found.
+
+    Attributes:
+        devices: device of every op, `int64[n]`; None if the budget ended before any placement was found.
+        value: its largest load in seconds; infinite without one.
+        bound: seconds that no placement is below, proven.
+        proven: whether the search ended by itself with `bound` at `value`, but for `gap` and `ROUNDING`.
+    """
+
+    devices: Devices | None
+    value: float
+    bound: float
+    proven: bool
+
+
+def cp_sat(evaluator: Evaluator, rng: np.random.Generator) -> None:
+    """Exact max-load by OR-Tools CP-SAT (Perron and Furnon), with memory, colocation, unequal devices and links.
+
+    The search begins at `contiguous`'s answer. For a max-load clock the solver's problem is the clock's own, and
+    `evaluator.bound` what was proven of it. For a clock that schedules a step, the problem is the load in a pipeline that is
+    never dry (`load_problem`), every placement found on the way is priced, and the bound is that of the compute alone
+    (`relaxation`) or the critical path, whichever is longer. As that clock sees memory more closely than the problem, what
+    overflows is solved again with less of it.
+
+    Raises:
+        SegueError: if the graph is too large (`can_manage`), or OR-Tools is not installed.
+    """
+    clock, seed = evaluator.clock, int(rng.integers(2**31 - 1))
+    check_manageable(clock)
+    problem, exact = load_problem(clock), is_exact(clock)
+    contiguous(evaluator, rng)
+    if not exact:
+        evaluator.bound = max(critical_path(clock), _compute_bound(relaxation(clock), seed))
+    start = evaluator.devices
+    for share in (1.0, np.inf) if exact else MEMORY_SHARES:
+        if not evaluator.left:
+            return
+        found: list[Devices] = []
+        result = solve_max_load(problem.with_share(share), seed=seed, hint=start, on_solution=found.append)
+        fits = _price(evaluator, found)
+        if exact and share == 1.0 and np.isfinite(result.bound):
+            bound = result.bound if result.proven else max(result.bound, _compute_bound(problem, seed))
+            evaluator.bound = min(bound, evaluator.best[1]) if fits else bound
+        if fits:
+            return
+
+
+def can_manage(clock: SimulatedClock) -> bool:
+    """Whether `cp_sat` takes the clock: its graph is not too large, and its objective has a model."""
+    latency = isinstance(clock, WorkloadClock) and clock.objective != "max-load"
+    return not latency and _decisions(clock) <= MOST_DECISIONS
+
+
+def check_manageable(clock: SimulatedClock) -> None:
+    """Raise `SegueError` with the reason unless `can_manage`."""
+    if can_manage(clock):
+        return
+    if _decisions(clock) <= MOST_DECISIONS:
+        raise SegueError("planner 'cp-sat': has no model of a workload's latency; use --objective max-load")
+    raise SegueError(
+        f"planner 'cp-sat': {clock.graph.num_ops} ops on {clock.topology.num_devices} devices are too many: at most "
+        f"{MOST_DECISIONS} decisions, got {_decisions(clock)}"
+    )
+
+
+def _decisions(clock: SimulatedClock) -> int:
+    """Ops times devices, and times devices again where it matters who sends to whom."""
+    each = clock.graph.num_ops * clock.topology.num_devices
+    return each if isinstance(clock, WorkloadClock) else each * clock.topology.num_devices
+
+
+def _compute_bound(problem: LoadProblem, seed: int) -> float:
+    """A bound without transfers, which is easier to prove; 0 if nothing fits."""
+    bound = solve_max_load(replace(problem, pair_s=None, host_s=None), seed=seed, gap=BOUND_GAP).bound
+    return bound if np.isfinite(bound) else 0.0
+
+
+def _price(evaluator: Evaluator, found: list[Devices]) -> bool:
+    """Price what the solver found, its last and best first; whether any of it fits."""
+    overflows = [evaluator(devices)[0] for devices in found[: -evaluator.left - 1 : -1]]
+    return 0.0 in overflows
+
+
+def solve_max_load(
+    problem: LoadProblem,
+    *,
+    budget_s: float = BUDGET_S,
+    seed: int = 0,
+    gap: float = 1e-6,
+    hint: Devices | None = None,
+    on_solution: Callable[[Devices], None] | None = None,
+) -> Exact:
+    """Place a problem's ops so that the largest load is least.
+
+    One worker under a limit of deterministic time: the same arguments give the same answer.
+
+    Args:
+        problem: what is placed.
+        budget_s: deterministic seconds.
+        seed: of the search.
+        gap: share of the value by which the bound may fall short of it when the search ends by itself.
+        hint: a placement to begin at.
+        on_solution: called with each placement that is better than the ones before it.
+
+    Raises:
+        SegueError: if OR-Tools is not installed, or no device can run a colocation group.
+    """
+    cp = cp_model()
+    model = LoadModel(problem)
+    if hint is not None:
+        model.hint(hint)
+
+    class Report(cp.CpSolverSolutionCallback):
+        """Hands on every solution."""
+
+        def on_solution_callback(self) -> None:
+            if on_solution is not None:
+                on_solution(model.devices(self))
+
+    solver = cp.CpSolver()
+    solver.parameters.num_workers = 1
+    # Several strategies in turn: one alone finds much worse placements of large graphs.
+    solver.parameters.interleave_search = True
+    solver.parameters.random_seed = seed
+    solver.parameters.relative_gap_limit = gap
+    solver.parameters.max_deterministic_time = budget_s
+    solver.parameters.max_time_in_seconds = SLOWEST * budget_s
+    status = solver.solve(model.model, Report())
+    if status == cp.INFEASIBLE:
+        return Exact(None, float("inf"), float("inf"), True)
+    bound = solver.best_objective_bound * model.unit_s
+    if status not in (cp.OPTIMAL, cp.FEASIBLE):
+        return Exact(None, float("inf"), bound, False)
+    devices = model.devices(solver)
+    value = float(problem.loads(devices).max())
+    proven = status == cp.OPTIMAL and bound >= value * (1 - gap - ROUNDING)
+    return Exact(devices, value, min(bound, value), proven)
