@@ -16,7 +16,7 @@ from ..agent.beliefs import Beliefs
 from ..agent.controller import Controller, ControllerConfig, Decision
 from ..placement.costs import part_sizes
 from ..placement.errors import SegueError
-from ..placement.executor import Executor, probe_links
+from ..placement.executor import Executor, probe
 from ..placement.graph import Graph
 from ..placement.placement import Placement
 from ..placement.planners import plan
@@ -81,7 +81,7 @@ class _Job:
         self.files: RunFiles | None = None
         self.controller: Controller | None = None
         self.data = load_data(config.data, config.image_size)
-        self.topology = probe_links(config.devices())
+        self.topology = probe(config.devices())
         saved = read_checkpoint(self.folder) if resume else None
         self.first_step = saved["step"] if saved else 0
         self.executor = self._executor(saved)

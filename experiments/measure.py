@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..placement.costs import Profile
 from ..placement.errors import SegueError
-from ..placement.executor import Executor, WorkerFailed, launch, probe_links
+from ..placement.executor import Executor, WorkerFailed, launch, probe
 from ..placement.placement import Placement
 from ..placement.topology import Topology
 from .zoo.example import build_example
@@ -154,7 +154,7 @@ def _measure(
         optimizer=torch.optim.AdamW(model.parameters()),
         loss_fn=example.step.loss_fn,
         example_batch=example.batch,
-        topology=probe_links(topology),
+        topology=probe(topology),
         microbatches=job.microbatches,
         profile=profile,
         seed=job.seed,

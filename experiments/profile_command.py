@@ -13,7 +13,7 @@ from ..placement.capture import capture_program
 from ..placement.costs import Profile, microbatch_sizes, roofline
 from ..placement.discover import discover
 from ..placement.errors import SegueError
-from ..placement.executor import launch, probe_links
+from ..placement.executor import launch, probe
 from ..placement.gpus import GPUS
 from ..placement.graph import Graph
 from ..placement.profile import measure_profile
@@ -137,7 +137,7 @@ def _write_topology(path: str) -> None:
     """Discover the machine, measure its links between one worker a device, and write both."""
     topology = discover()
     if topology.num_devices > 1:
-        topology = launch(probe_links, topology, topology, timeout_s=300.0)[0]
+        topology = launch(probe, topology, topology, timeout_s=300.0)[0]
     replace(topology, name=Path(path).stem).save(path)
     devices = ", ".join(f"{device.name} {device.model}".strip() for device in topology.devices)
     print(f"wrote {path}: {devices}" + ("; links measured between workers" if topology.num_devices > 1 else ""))

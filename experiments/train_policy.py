@@ -11,7 +11,7 @@ from torch import nn
 from ..agent.pretrained import load_policy, save_policy
 from ..agent.train import train
 from ..placement.errors import SegueError
-from ..placement.executor import Executor, MeasuredClock, launch, probe_links
+from ..placement.executor import Executor, MeasuredClock, launch, probe
 from ..placement.placement import Placement
 from ..placement.planners import plan
 from .data import load_data
@@ -101,7 +101,7 @@ def train_live(config: RunConfig, preset: str, timesteps: int, out: str) -> tupl
         optimizer=make_optimizer(config, model),
         loss_fn=nn.CrossEntropyLoss(),
         example_batch=next(run_batches(config, data)),
-        topology=probe_links(config.devices()),
+        topology=probe(config.devices()),
         microbatches=config.microbatches,
         seed=config.seed,
     )

@@ -1,5 +1,8 @@
 """From an `nn.Module` and an example batch to a `Graph`, through `torch.export`."""
 
+import contextlib
+import inspect
+import io
 import operator
 import warnings
 from typing import Any
@@ -10,7 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from .errors import SegueError
-from .exported import Placeholders, computed_sizes, expression, is_size, op_kind, op_module, symbols
+from .exported import Placeholders, computed_sizes, devices_by_name, expression, is_size, op_kind, op_module, symbols
 from .fake_run import FakeRun
 from .graph import Graph, make_graph
 from .inplace import (
@@ -19,8 +22,10 @@ from .inplace import (
     earlier_readers,
     make_functional,
     refuse_repeated_updates,
+    updated,
 )
 from .program import BatchInput, Program, node_inputs
+from .regions import inline_regions, refused_region
 
 
 def capture(model: nn.Module, example_inputs: tuple[Any, ...], name: str = "") -> Graph:
@@ -52,6 +57,8 @@ def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: 
     """
     exported = _export(model, example_inputs)
     placeholders = Placeholders(model, exported, prefix)
+    inline_regions(exported.graph, exported.graph_module, placeholders)
+    devices_by_name(exported.graph)
     make_functional(exported.graph, placeholders)
     nodes = _ops(exported.graph)
     refuse_repeated_updates(nodes, placeholders)
@@ -64,6 +71,7 @@ def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: 
     inputs = tuple(_batch_input(node, tensor) for node, tensor in zip(placeholders.inputs, tensors, strict=True))
     examples = {node.name: tensor for node, tensor in zip(placeholders.inputs, tensors, strict=True)}
     costs = FakeRun(placeholders, examples).run(nodes)
+    _stop_gradients(nodes, output, costs)
     return Program(
         graph=_graph(name or type(model).__name__, nodes, after, placeholders, costs, _batch_size(tensors), prefix),
         nodes=tuple(nodes),
@@ -80,15 +88,13 @@ def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: 
 
 def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
     """Export with a dynamic batch dimension if the model allows one, else with the example's sizes."""
-    dynamic = pytree.tree_map(
-        lambda leaf: (
-            {0: torch.export.Dim.AUTO} if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] > 1 else None
-        ),
-        example_inputs,
-    )
-    with warnings.catch_warnings():
+    # Where it fails, torch.export writes the whole graph so far to stderr.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
+            # By name, because the arguments of a forward(self, *inputs) are one entry to torch.export.
+            arguments = inspect.signature(model.forward).bind(*example_inputs).arguments
+            dynamic = pytree.tree_map(_batch_dimension, dict(arguments))
             return torch.export.export(model, example_inputs, dynamic_shapes=dynamic, strict=False)
         except Exception:
             try:
@@ -96,6 +102,11 @@ def _export(model: nn.Module, example_inputs: tuple[Any, ...]) -> Any:
             except Exception as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
                 raise SegueError(f"model {type(model).__name__}: torch.export cannot trace it: {reason}") from error
+
+
+def _batch_dimension(leaf: Any) -> dict[int, Any] | None:
+    batched = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] > 1
+    return {0: torch.export.Dim.AUTO} if batched else None
 
 
 def _batch_input(node: fx.Node, example: torch.Tensor) -> BatchInput:
@@ -112,7 +123,7 @@ def _ops(graph: fx.Graph) -> list[fx.Node]:
     """The calls that compute tensors and whose result, or whose effect on a buffer, somebody needs."""
     needed: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        if node.op == "output" or node in needed or changed_placeholder(node) is not None:
+        if node.op == "output" or node in needed or any(source.op == "placeholder" for source in updated(node)):
             needed.add(node)
             needed.update(node_inputs(node))
     return [node for node in graph.nodes if node.op == "call_function" and node in needed and not is_size(node)]
@@ -126,15 +137,22 @@ def _output(graph: fx.Graph, nodes: list[fx.Node]) -> int:
     return nodes.index(value)
 
 
+def _stop_gradients(nodes: list[fx.Node], output: int, costs: dict[str, list[float]]) -> None:
+    """No gradient comes back to what the output does not read, such as a norm run for its statistics alone."""
+    reached = {nodes[output]}
+    for op in range(len(nodes) - 1, -1, -1):
+        if nodes[op] in reached:
+            reached.update(node_inputs(nodes[op]))
+        else:
+            costs["requires_grad"][op] = costs["backward_flops"][op] = 0.0
+
+
 def _check_ops(graph: fx.Graph, nodes: list[fx.Node], placeholders: Placeholders) -> None:
     """Raise `SegueError` for what has no form as single ops whose sizes follow from the batch's."""
     known = {symbol for node in placeholders.inputs for size in symbols(node) for symbol in size.free_symbols}
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
-            raise SegueError(
-                f"model: {node.name}: a {node.target} region (torch.no_grad, torch.autocast or control flow in the "
-                "forward pass) cannot be captured; use detach() or move it out of forward"
-            )
+            raise refused_region(node)
     for node in (*nodes, *computed_sizes(nodes)):
         if any(not size.free_symbols <= known for size in symbols(node)):
             raise SegueError(

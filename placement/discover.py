@@ -19,7 +19,7 @@ from .nvidia_smi import topo_links
 from .nvml import NvmlGpu, read_nvml
 from .topology import Device, Link, Topology, uniform_links
 
-# Until `probe_links` has measured them: what staging through host memory reaches on ordinary machines.
+# Until `probe` has measured them: what staging through host memory reaches on ordinary machines.
 ASSUMED_LATENCY_S = 2e-4
 ASSUMED_BANDWIDTH_BYTES_PER_S = 2e9
 _PROBE_SIZE = 1024
@@ -30,7 +30,7 @@ def discover(cores_per_device: int = 1, nvml: Any = None) -> Topology:
 
     GPUs that are all in `GPUS` get their product as `model`, and speeds relative to the first of their product; other devices
     have speeds relative to the first device. Links between GPUs are declared after NVML and `nvidia-smi topo -m` where the
-    machine has them, others are assumed; workers measure the links with `segue.placement.executor.probe_links`.
+    machine has them, others are assumed; workers measure the links with `segue.placement.executor.probe`.
 
     Args:
         cores_per_device: cores that each `cpu` device is pinned to.

@@ -98,6 +98,17 @@ def is_view(node: fx.Node) -> bool:
     return schema is not None and any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
 
 
+def devices_by_name(graph: fx.Graph) -> None:
+    """Let every call take its device as a keyword, where the executor finds it and puts its own."""
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        names = [argument.name for argument in schema.arguments] if schema is not None else []
+        if "device" in names[: len(node.args)]:
+            first = names.index("device")
+            node.kwargs = dict(zip(names[first:], node.args[first:], strict=False)) | node.kwargs
+            node.args = node.args[:first]
+
+
 def op_kind(node: fx.Node) -> str:
     """The aten op's name without namespace and overload, `conv2d`."""
     if isinstance(node.target, torch._ops.OpOverload):

@@ -9,6 +9,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from .errors import SegueError
 from .exported import Placeholders, is_view, op_kind
 from .flops import backward_flops, forward_flops
 
@@ -63,7 +64,7 @@ class FakeRun:
             for node in nodes:
                 self.saved = 0.0
                 args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
-                output = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+                output = _call(node, args, kwargs)
                 self.values[node.name] = output
                 keep_alive.append(output)
                 for column, value in self._row(node, args, kwargs, output).items():
@@ -96,6 +97,18 @@ class FakeRun:
             "output_bytes": _nbytes(output),
             "requires_grad": needs_grad,
         }
+
+
+def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    try:
+        output: Any = node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise SegueError(f"model: {node.name}: {op_kind(node)} cannot be captured: {reason}") from error
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, torch.Tensor) and type(leaf.grad_fn).__name__ == "NotImplemented":
+            raise SegueError(f"model: {node.name}: {op_kind(node)} cannot be captured: it has no derivative")
+    return output
 
 
 def _hint(value: Any) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import flop_registry
 
 Shape = tuple[int, ...]
 
@@ -24,6 +25,28 @@ def forward_flops(kind: str, args: tuple[Any, ...], output: Any) -> float:
 def backward_flops(kind: str, forward: float, differentiated_inputs: int) -> float:
     """One forward's worth for each differentiated operand of a product, one for anything else."""
     return forward * (differentiated_inputs if kind in _FORMULAS else min(1, differentiated_inputs))
+
+
+def is_product(func: Any) -> bool:
+    """Whether a dispatched aten call is a product (a multiplication of matrices, a convolution, attention)."""
+    return func.overloadpacket in flop_registry
+
+
+def dispatched_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> float:
+    """The FLOPs of an aten call as it is dispatched, forward or backward, by PyTorch's own formulas.
+
+    Args:
+        func: the `OpOverload`; calls without a formula count one per output element.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        output: its result.
+    """
+    name = func._schema.name.rsplit("::")[-1]
+    if name.startswith("mkldnn_rnn_layer"):
+        passes = 2.0 if name.endswith("backward") else 1.0
+        return passes * 2.0 * math.prod(args[0].shape[:-1]) * sum(weight.numel() for weight in args[1:3])
+    formula = flop_registry.get(func.overloadpacket)
+    return float(formula(*args, **kwargs, out_val=output)) if formula else float(_numel(output))
 
 
 def _numel(value: Any) -> int:

@@ -1,12 +1,15 @@
 """In-place ops of an exported graph: made functional on computed values, kept in order on buffers."""
 
+from typing import Any
+
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from .errors import SegueError
-from .exported import Placeholders, is_view, op_kind, op_module
+from .exported import Placeholders, op_kind, op_module
 from .program import node_inputs
+from .views import call_value, replace_viewed, viewed
 
 _UPDATES_BUFFERS = {"batch_norm", "instance_norm", "native_batch_norm", "_native_batch_norm_legit"}
 _STATISTICS = ("running_mean", "running_var")
@@ -19,35 +22,75 @@ def make_functional(graph: fx.Graph, placeholders: Placeholders) -> None:
     device. In-place updates of buffers stay.
 
     Raises:
-        SegueError: for an in-place op on a view or a viewed value, or without a functional form.
+        SegueError: for an in-place op without a functional form, or on a view that cannot be put back into what it views.
     """
     order = {node: position for position, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.op != "call_function" or not _mutates(node):
             continue
         changed = changed_placeholder(node)
-        if changed is not None and changed not in placeholders.inputs:
-            continue
-        name = op_kind(node)
-        if name in _UPDATES_BUFFERS:
+        if (changed is not None and changed not in placeholders.inputs) or op_kind(node) in _UPDATES_BUFFERS:
             continue
         base = node.args[0]
-        functional = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), node.target._overloadname, None)
-        if not name.endswith("_") or functional is None or not isinstance(base, fx.Node) or is_view(base):
-            raise SegueError(f"model: {node.name}: the in-place op {name} on a view cannot be captured")
-        if any(order[user] > order[node] for view in _views(base) if order[view] < order[node] for user in view.users):
-            raise SegueError(
-                f"model: {node.name}: the in-place op {name} on a value that is also read through a view cannot be captured"
-            )
-        for user in list(base.users):
-            if order[user] > order[node]:
-                user.replace_input_with(base, node)
-        node.target = functional
+        if not isinstance(base, fx.Node):
+            raise SegueError(f"model: {node.name}: the in-place op {op_kind(node)} cannot be captured")
+        views = _views(base)
+        if viewed(base) is None and not any(order[view] < order[node] < _last_read(view, order) for view in views):
+            value = _functional(node, base)
+            _read_instead(base, value, order[node], order)
+        else:
+            replace_viewed(node, base, lambda node=node, base=base: _functional(node, base), placeholders)
+            order = {node: position for position, node in enumerate(graph.nodes)}
+
+
+def _functional(node: fx.Node, base: fx.Node) -> fx.Node:
+    """Make one in-place call functional; returns the node of the new value, in the type of the old."""
+    name = op_kind(node)
+    functional = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), node.target._overloadname, None)  # pyright: ignore
+    arguments = node.args
+    if name == "copy_":
+        # The functional copy has no derivative.
+        functional, arguments = torch.ops.aten.clone.default, (_expanded(node, base),)
+    if not name.endswith("_") or functional is None:
+        raise SegueError(f"model: {node.name}: the in-place op {name} cannot be captured: it has no functional form")
+    node.target, node.args = functional, arguments
+    dtype = base.meta["val"].dtype
+    if call_value(functional, arguments, node.kwargs).dtype == dtype:
+        return node
+    with node.graph.inserting_after(node):
+        cast = node.graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
+    cast.meta = dict(node.meta)
+    node.meta = {**node.meta, "val": call_value(functional, arguments, node.kwargs)}
+    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+    return cast
+
+
+def _expanded(node: fx.Node, base: fx.Node) -> Any:
+    """What a `copy_` writes, in the shape of what it writes to."""
+    source: Any = node.args[1]
+    args = (source, base)
+    value = call_value(torch.ops.aten.expand_as.default, args, {})
+    if str(value.shape) == str(source.meta["val"].shape):
+        return source
+    with node.graph.inserting_before(node):
+        expanded = node.graph.call_function(torch.ops.aten.expand_as.default, args)
+    expanded.meta = {**node.meta, "val": value}
+    return expanded
+
+
+def _read_instead(old: fx.Node, new: fx.Node, position: int, order: dict[fx.Node, int]) -> None:
+    for user in list(old.users):
+        if order.get(user, -1) > position:
+            user.replace_input_with(old, new)
+
+
+def _last_read(node: fx.Node, order: dict[fx.Node, int]) -> int:
+    return max((order.get(user, -1) for user in node.users), default=-1)
 
 
 def _views(node: fx.Node) -> list[fx.Node]:
     """Views of a node's value, and views of those."""
-    views = [user for user in node.users if user.op == "call_function" and is_view(user)]
+    views = [user for user in node.users if viewed(user) is node]
     return views + [deeper for view in views for deeper in _views(view)]
 
 
@@ -80,7 +123,7 @@ def refuse_repeated_updates(nodes: list[fx.Node], placeholders: Placeholders) ->
     """
     updates: dict[str, list[str]] = {}
     for node in nodes:
-        for name in dict.fromkeys(placeholders.name(source.name) for source in _updated(node)):
+        for name in dict.fromkeys(placeholders.name(source.name) for source in updated(node)):
             if name is not None:
                 updates.setdefault(name, []).append(node.name)
     for name, ops in updates.items():
@@ -94,7 +137,7 @@ def refuse_repeated_updates(nodes: list[fx.Node], placeholders: Placeholders) ->
             )
 
 
-def _updated(node: fx.Node) -> list[fx.Node]:
+def updated(node: fx.Node) -> list[fx.Node]:
     """What a call overwrites: the arguments that its schema says, and a norm's statistics, which its schema conceals."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return []

@@ -4,7 +4,7 @@ from .executor import Executor
 from .launch import WorkerFailed, join, launch
 from .measured_clock import MeasuredClock
 from .migration import MoveFailed, MoveReport
-from .probe import probe_links
+from .probe import probe
 from .runner import OutOfMemory
 
 __all__ = [
@@ -16,5 +16,5 @@ __all__ = [
     "WorkerFailed",
     "join",
     "launch",
-    "probe_links",
+    "probe",
 ]

@@ -1,27 +1,76 @@
-"""Measured links: latency and bandwidth between workers, as the executor's own messages see them."""
+"""`probe`: what links and instructions cost on this machine, as the executor's own messages and instructions see them."""
 
 import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from scipy.optimize import brentq
+from torch import nn
 
+from ..clock import SimulatedClock
+from ..placement import Placement, colocate
 from ..topology import Link, Topology
+from .executor import Executor
 
 _SMALL, _LARGE = 1, 1 << 22
-_REPEATS = 5
+_REPEATS = 25
+_STAGES, _WIDTH, _MICROBATCHES = 12, 16, 4
+_WARM, _STEPS = 5, 25
 
 
-def probe_links(topology: Topology) -> Topology:
-    """Time messages between every pair of workers; call it on every worker.
+def probe(topology: Topology) -> Topology:
+    """Time messages between the workers, and what instructions cost besides their ops; call it on every worker.
 
-    Links between emulated devices keep what was declared. Others get half the shortest round trip of one byte as latency, and
-    the bandwidth at which 4 MiB travel.
+    What is declared of emulated devices and the links between them stays. Other links get half the shortest round trip of
+    one byte as latency, and the bandwidth at which 4 MiB travel. Where no device is emulated, all get the overhead at which
+    the simulator says of a small chain over all of them what it takes on the executor.
 
     Returns:
-        The topology with measured links, the same on every worker.
+        The topology with what was measured, the same on every worker.
     """
+    topology = _probe_links(topology)
+    if any(device.kind == "emulated" for device in topology.devices):
+        return topology
+    overhead_s = _probe_overhead(topology)
+    return replace(topology, devices=tuple(replace(device, overhead_s=overhead_s) for device in topology.devices))
+
+
+def _probe_overhead(topology: Topology) -> float:
+    """Seconds an instruction at which the simulated step of a chain of tiny stages takes as long as the real one."""
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(*(nn.Linear(_WIDTH, _WIDTH) for _ in range(_STAGES)))
+        batch = torch.randn(4 * _MICROBATCHES, _WIDTH), torch.randn(4 * _MICROBATCHES, _WIDTH)
+    bare = replace(topology, devices=tuple(replace(device, overhead_s=0.0) for device in topology.devices))
+    executor = Executor(
+        model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        loss_fn=nn.MSELoss(),
+        example_batch=batch,
+        topology=bare,
+        microbatches=_MICROBATCHES,
+    )
+    stage = np.minimum(np.arange(executor.graph.num_ops), _STAGES - 1)
+    placement = Placement(colocate(stage % topology.num_devices, executor.graph), _MICROBATCHES)
+    executor.apply(placement)
+    times = []
+    for _ in range(_WARM + _STEPS):
+        executor.step(batch)
+        times.append(executor.report.step_time_s if executor.report else 0.0)
+    measured = float(np.median(times[_WARM:]))
+
+    def excess(overhead_s: float) -> float:
+        devices = tuple(replace(device, overhead_s=overhead_s) for device in bare.devices)
+        costs = replace(executor.clock().costs, overhead_s=np.full(len(devices), overhead_s))
+        clock = SimulatedClock(executor.graph, replace(bare, devices=devices), costs, executor.clock().sizes)
+        return clock.step_time(placement.devices) - measured
+
+    return float(brentq(excess, 0.0, measured)) if excess(0.0) < 0 else 0.0
+
+
+def _probe_links(topology: Topology) -> Topology:
     rank, count = dist.get_rank(), topology.num_devices
     measured: dict[tuple[int, int], tuple[float, float]] = {}
     for a in range(count):

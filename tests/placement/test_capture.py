@@ -278,24 +278,28 @@ def test_a_mask_needs_no_gradient():
     }
 
 
-def viewed(m, x):
+def on_a_detached_view(m, x):
     h = m.lin(x)
-    flat = h.view(-1)
-    h.relu_()
-    return flat.sum()
-
-
-def on_a_view(m, x):
-    h = m.lin(x)
-    h[:, 0].zero_()
+    h.detach().zero_()
     return h.sum()
 
 
 def without_grad(m, x):
     h = m.lin(x)
     with torch.no_grad():
-        m.scale.add_(1)
+        h.mul_(2)
     return h.sum()
+
+
+def on_a_part(m, x):
+    part = torch.split(x * 1, 2)[0]
+    part.zero_()
+    return m.lin(part).sum()
+
+
+def on_a_part_of_a_buffer(m, x):
+    m.scale[:2].mul_(0.5)
+    return (m.lin(x) * m.scale).sum()
 
 
 def two_updates_in_a_row(m, x):
@@ -321,9 +325,13 @@ UNTRACEABLE = {
     "an error without a message": (failing, "model Lambda: torch.export cannot trace it: NotImplementedError"),
     "a number from the data": (lambda m, x: (m.lin(x) * x.sum().item()).sum(), "item computes depends on the batch"),
     "a size from the data": (lambda m, x: m.lin(x)[x > 0].sum(), "index computes depends on the batch's values"),
-    "a region without gradient": (without_grad, "region .* cannot be captured; use detach"),
-    "a change under a view": (viewed, "relu_ on a value that is also read through a view cannot be captured"),
-    "a change of a view": (on_a_view, "the in-place op zero_ on a view cannot be captured"),
+    "a change without gradient": (without_grad, "mul_ on a detached view .* in torch.no_grad"),
+    "a change of a detached view": (on_a_detached_view, "the in-place op zero_ on a detached view cannot be captured"),
+    "a change of a part": (on_a_part, "the in-place op zero_ on a view by getitem cannot be captured"),
+    "a change of a part of a buffer": (
+        on_a_part_of_a_buffer,
+        "the in-place op mul_ on a view of scale cannot be captured",
+    ),
     "a norm on two branches": (
         shared_norm,
         r"module bn: its buffer num_batches_tracked is updated by 2 ops of one step \(add_, add__1\).* give each branch its "
@@ -402,6 +410,48 @@ def test_an_example_of_one_sample_keeps_its_size():
     program = program_of(lambda m, x: m.lin(x).sum(), samples=1)
     with pytest.raises(SegueError, match="dimensions that may vary: none"):
         program.flatten(torch.ones(2, 3))
+
+
+def test_a_forward_with_any_number_of_inputs_keeps_its_dynamic_batch():
+    class Sum(nn.Module):
+        def forward(self, *inputs, scale):
+            return sum(inputs).mean() * scale
+
+    class Inputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin, self.inner = nn.Linear(3, 3), Sum()
+
+        def forward(self, *inputs):
+            return self.inner(*map(self.lin, inputs), scale=2.0)
+
+    model = Inputs()
+    program = capture_program(model, (torch.randn(4, 3), torch.randn(4, 3)))
+    batch = (torch.randn(7, 3), torch.randn(7, 3))
+    assert torch.equal(run(program, model, batch), model(*batch))
+
+
+class Warmed(nn.Module):
+    """A norm that is run on a branch for its statistics alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.side, self.bn = nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        self.bn(self.side(x))
+        return self.lin(x).sum()
+
+
+def test_a_norm_whose_result_nobody_reads_still_learns_its_statistics_and_gets_no_gradient():
+    model = Warmed()
+    reference, x = copy.deepcopy(model), torch.randn(5, 3)
+    program = capture_program(model, (torch.randn(4, 3),))
+    assert torch.equal(run(program, model, x), reference(x))
+    assert torch.equal(model.bn.running_mean, reference.bn.running_mean)
+    side = [op for op, module in enumerate(program.graph.modules) if module in ("side", "bn")]
+    assert not program.graph.requires_grad[side].any()
+    assert not program.graph.backward_flops[side].any()
 
 
 def test_a_training_step_takes_dicts_tuples_and_models_that_return_their_loss():

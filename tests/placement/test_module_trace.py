@@ -329,3 +329,13 @@ def test_random_nets_keep_their_dependencies_costs_and_parameters(sources, kinds
     assert graph.parameter_bytes.sum() == sum(p.nbytes for p in model.parameters())
     total = graph.forward_flops.sum() + graph.backward_flops.sum()
     assert total == pytest.approx(product_flops(step, batch), rel=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_backward_flops_are_attributed_on_a_gpu_too():
+    with torch.device("cuda"):
+        graph, step, batch = traced(Residual().cuda(), 128)
+    assert graph.backward_flops.sum() > 1.5 * graph.forward_flops.sum()
+    total = graph.forward_flops.sum() + graph.backward_flops.sum()
+    assert total == pytest.approx(product_flops(step, batch), rel=0.05)

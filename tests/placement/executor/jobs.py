@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from segue.placement.errors import SegueError
-from segue.placement.executor import Executor, MeasuredClock, MoveFailed, probe_links
+from segue.placement.executor import Executor, MeasuredClock, MoveFailed, probe
 from segue.placement.executor import executor as executor_module
 from segue.placement.executor.direct_transport import DirectTransport
 from segue.placement.placement import Placement, colocate
@@ -216,7 +216,7 @@ def overflow(topology: Topology) -> None:
 
 
 def links(topology: Topology) -> Topology:
-    return probe_links(topology)
+    return probe(topology)
 
 
 def die(topology: Topology, victim: int) -> None:
