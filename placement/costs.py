@@ -83,6 +83,20 @@ class Profile:
         return Profile(**columns, source=text(record["source"], "source", where), model=model)
 
 
+def mean_profile(profiles: Sequence[Profile], speed: Floats) -> Profile:
+    """The mean of what several devices measured, on a device of speed 1.
+
+    Args:
+        profiles: of one graph, one for each device.
+        speed: of each device, `float64[d]`.
+    """
+    columns = ("forward_s", "backward_s", "update_s")
+    means = [
+        np.mean([s * getattr(p, field) for p, s in zip(profiles, speed, strict=True)], axis=0) for field in columns
+    ]
+    return Profile(*means, profiles[0].source, profiles[0].model)
+
+
 def roofline(graph: Graph, gpu: Gpu | None = None) -> Profile:
     """Op times from operations and bytes alone, for graphs that nothing has been measured of.
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..capture import capture_program
 from ..clock import SimulatedClock, Span, StepReport
-from ..costs import Profile, fractions, make_costs, part_sizes
+from ..costs import Profile, fractions, make_costs, mean_profile, part_sizes
 from ..errors import SegueError
 from ..placement import Placement, check_placement
 from ..profile import measure_profile
@@ -109,11 +109,13 @@ class Executor:
     def _profile(self, given: Profile | str | PathLike | None, micro: list[torch.Tensor]) -> Profile:
         if given is not None:
             return given if isinstance(given, Profile) else Profile.load(given, self.graph)
-        box: list[Any] = [None]
-        if self.rank == 0:
-            box[0] = measure_profile(self.program, self._state.initial, micro, self._pace.torch_device)
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        box: list[Any] = [None] * self.topology.num_devices
+        # CPU devices share their machine's memory: all measure at once, since in a step they also work at once.
+        together = all(device.kind == "cpu" for device in self.topology.devices)
+        if together or self.rank == 0:
+            box[self.rank] = measure_profile(self.program, self._state.initial, micro, self._pace.torch_device)
+        dist.all_gather_object(box, box[self.rank])
+        return mean_profile(box, self.topology.speed) if together else box[0]
 
     def _set_costs(self) -> None:
         """Costs as they now are on the (possibly slowed) devices; emulated devices keep this pace."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from torch import nn
 
 from ..clock import SimulatedClock
@@ -67,7 +67,9 @@ def _probe_overhead(topology: Topology) -> float:
         clock = SimulatedClock(executor.graph, replace(bare, devices=devices), costs, executor.clock().sizes)
         return clock.step_time(placement.devices) - measured
 
-    return float(brentq(excess, 0.0, measured)) if excess(0.0) < 0 else 0.0
+    if excess(0.0) >= 0:
+        return 0.0
+    return root_scalar(excess, bracket=(0.0, measured)).root
 
 
 def _probe_links(topology: Topology) -> Topology:
