@@ -117,12 +117,14 @@ def _clock(job: MeasureJob, topology: Topology) -> SimulatedClock:
 
 
 def draw_placements(clock: SimulatedClock, count: int, seed: int) -> list[Ints]:
-    """Single devices, manual and planned placements, then cuts at random and modules put anywhere, all different."""
+    """Manual and planned placements, then cuts at random and modules put anywhere, all different.
+
+    Not single devices: those set the devices' speeds (`calibrate`).
+    """
     rng = np.random.default_rng(seed)
     devices, ops = clock.topology.num_devices, clock.graph.num_ops
-    found = [np.full(ops, device, np.int64) for device in range(devices)]
-    found += [plan(name, clock, seed=seed, evaluations=300).devices for name in PLANNED]
-    different = {where.tobytes(): where for where in found}
+    found = [plan(name, clock, seed=seed, evaluations=300).devices for name in PLANNED]
+    different = {where.tobytes(): where for where in found if np.ptp(where)}
     groups = coarsen(clock.graph, 40).group_of
     while len(different) < count:
         if rng.random() < 0.7:
@@ -132,6 +134,8 @@ def draw_placements(clock: SimulatedClock, count: int, seed: int) -> list[Ints]:
         else:
             where = rng.integers(0, devices, groups.max() + 1)[groups]
         where = colocate(where.astype(np.int64), clock.graph)
+        if not np.ptp(where):
+            continue
         different.setdefault(where.tobytes(), where)
     return list(different.values())[:count]
 

@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from ..placement.clock import SimulatedClock
 from ..placement.costs import Profile
 from ..placement.errors import SegueError
 from ..placement.executor import Executor, WorkerFailed, launch, probe
+from ..placement.executor.calibrate import calibrate
 from ..placement.placement import Placement
 from ..placement.topology import Topology
 from .zoo.example import build_example
@@ -29,7 +31,7 @@ class Measured:
 
     Attributes:
         step_times_s: of every step that counts, in order; empty if it was not run.
-        predicted_s: what the run's own simulator says, with the links as they were measured.
+        predicted_s: what the run's own simulator says, with links, overheads and device speeds as they were measured.
         source: `measured` or `emulated`.
         overruns: instructions of emulated devices that took longer than declared.
         reason: why it was not run.
@@ -159,7 +161,8 @@ def _measure(
         profile=profile,
         seed=job.seed,
     )
-    results = [_predict(executor, Placement(devices, job.microbatches)) for devices in placements]
+    clock = calibrate(executor, example.batch)
+    results = [_predict(clock, executor.source, Placement(devices, job.microbatches)) for devices in placements]
     for _ in range(job.rounds):
         for place, devices in enumerate(placements):
             if results[place].reason:
@@ -172,13 +175,13 @@ def _measure(
     return results
 
 
-def _predict(executor: Executor, placement: Placement) -> Measured:
-    report = executor.clock().step(placement)
+def _predict(clock: SimulatedClock, source: str, placement: Placement) -> Measured:
+    report = clock.step(placement)
     reason = ""
     if not report.feasible:
         device = int(np.argmax(report.overflow_bytes))
-        reason = f"does not fit {executor.topology.devices[device].name}"
-    return Measured((), report.step_time_s, executor.source, 0, reason)
+        reason = f"does not fit {clock.topology.devices[device].name}"
+    return Measured((), report.step_time_s, source, 0, reason)
 
 
 def _take_turn(executor: Executor, job: MeasureJob, placement: Placement, batch: Any, so_far: Measured) -> Measured:

@@ -22,6 +22,8 @@ class OpCosts(NamedTuple):
     update: Floats
     device_class: Ints
     overhead: Floats
+    message: Floats
+    message_per_byte: Floats
     state_bytes: Floats
     saved_bytes: Floats
     memory_bytes: Floats
@@ -77,6 +79,8 @@ def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats) -
         update=np.ascontiguousarray(costs.update_s),
         device_class=costs.device_class.astype(np.int64),
         overhead=costs.overhead_s,
+        message=topology.message_s,
+        message_per_byte=topology.message_s_per_byte,
         state_bytes=costs.state_bytes,
         saved_bytes=graph.saved_bytes,
         memory_bytes=topology.memory_bytes,
@@ -109,10 +113,27 @@ def sum_over_stages(stages: Stages, devices: Ints, ops: OpCosts) -> StageCosts:
     # A message is charged to the first stage that it is for.
     for j in range(stages.succ.shape[0]):
         live[stages.succ[j]] += stages.out_bytes[j]
+    if ops.message.any() or ops.message_per_byte.any():
+        _add_messages(stages.succ_start, stages.succ, stages.out_bytes, stages.device, ops, forward)
+        _add_messages(stages.grad_start, stages.grad, stages.grad_bytes, stages.device, ops, backward)
     return StageCosts(
         forward, backward, live, update, ops.latency, ops.seconds_per_byte,
         ops.channel_start, ops.channels, ops.num_channels, ops.fraction,
     )  # fmt: skip
+
+
+@njit(cache=True)
+def _add_messages(start: Ints, others: Ints, sizes: Floats, device: Ints, ops: OpCosts, seconds: Floats) -> None:
+    """Add to the seconds of every stage what its messages cost the two devices themselves."""
+    for stage in range(device.shape[0]):
+        previous = device[stage]
+        for j in range(start[stage], start[stage + 1]):
+            where = device[others[j]]
+            if where != previous and where != device[stage]:
+                own = device[stage]
+                seconds[stage] += ops.message[own] + sizes[j] * ops.message_per_byte[own]
+                seconds[others[j]] += ops.message[where] + sizes[j] * ops.message_per_byte[where]
+            previous = where
 
 
 @njit(cache=True)

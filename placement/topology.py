@@ -32,6 +32,8 @@ class Device:
         speed: ops per second relative to its product, or without `model` to the first device's product, or without that to
             the device that the profile was taken on; 0.5 takes twice the time.
         overhead_s: seconds that every instruction costs on top of its ops.
+        message_s: seconds that sending or receiving a message keeps the device itself busy.
+        message_s_per_byte: the same for each byte of it.
         host: machine that the device is in.
         index: CUDA device number, for `cuda`.
         cores: cores the worker is pinned to, for `cpu`.
@@ -47,6 +49,8 @@ class Device:
     index: int = 0
     cores: tuple[int, ...] = ()
     model: str = ""
+    message_s: float = 0.0
+    message_s_per_byte: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,16 @@ class Topology:
     def overhead_s(self) -> NDArray[np.float64]:
         """Seconds per instruction, `float64[d]`."""
         return np.array([device.overhead_s for device in self.devices], float)
+
+    @cached_property
+    def message_s(self) -> NDArray[np.float64]:
+        """Seconds of the device itself per message, `float64[d]`."""
+        return np.array([device.message_s for device in self.devices], float)
+
+    @cached_property
+    def message_s_per_byte(self) -> NDArray[np.float64]:
+        """Seconds of the device itself per byte of a message, `float64[d]`."""
+        return np.array([device.message_s_per_byte for device in self.devices], float)
 
     @cached_property
     def latency_s(self) -> NDArray[np.float64]:
@@ -234,6 +248,8 @@ def check_topology(topology: Topology, where: str | None = None) -> None:
         number(device.memory_bytes, "memory_bytes", here, above=0)
         number(device.speed, "speed", here, above=0)
         number(device.overhead_s, "overhead_s", here, least=0)
+        number(device.message_s, "message_s", here, least=0)
+        number(device.message_s_per_byte, "message_s_per_byte", here, least=0)
     seen = set()
     for link in topology.links:
         here = f"{where}: link {link.source}->{link.target}"
@@ -261,7 +277,10 @@ def _devices(rows: Any, where: str) -> tuple[Device, ...]:
             raise SegueError(f"{where}: devices[{position}]: expected a mapping with name, kind, memory_bytes")
         here = f"{where}: device {row.get('name', position)}"
         check_fields(
-            row, ["name", "kind", "memory_bytes"], ["speed", "overhead_s", "host", "index", "cores", "model"], here
+            row,
+            ["name", "kind", "memory_bytes"],
+            ["speed", "overhead_s", "host", "index", "cores", "model", "message_s", "message_s_per_byte"],
+            here,
         )
         cores = row.get("cores", [])
         if not isinstance(cores, list) or not all(type(core) is int and core >= 0 for core in cores):
@@ -276,6 +295,8 @@ def _devices(rows: Any, where: str) -> tuple[Device, ...]:
                 memory_bytes=number(row["memory_bytes"], "memory_bytes", here, above=0),
                 speed=number(row.get("speed", 1.0), "speed", here, above=0),
                 overhead_s=number(row.get("overhead_s", 0.0), "overhead_s", here, least=0),
+                message_s=number(row.get("message_s", 0.0), "message_s", here, least=0),
+                message_s_per_byte=number(row.get("message_s_per_byte", 0.0), "message_s_per_byte", here, least=0),
                 host=text(row.get("host", "localhost"), "host", here),
                 index=index,
                 cores=tuple(cores),
