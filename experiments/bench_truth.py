@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -53,13 +54,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1, help="steps that count in each turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", default="", help="also write the points to this file")
+    parser.add_argument("--points", nargs="+", default=[], help="show these files again instead of running anything")
     parser.add_argument("--picture", default="", help="draw the scatter into this .png or .svg")
     options = parser.parse_args(arguments)
     # As each worker has: threads that wait for each other would time the wait.
     torch.set_num_threads(1)
     studies = []
     try:
-        for topology in options.topologies:
+        for path in options.points:
+            studies += json.loads(Path(path).read_text())
+        for topology in () if options.points else options.topologies:
             for model in options.models:
                 studies.append(study(model, topology, options))
                 print(study_table(studies[-1:]), file=sys.stderr)
@@ -180,7 +184,10 @@ def scatter(studies: Sequence[dict[str, Any]], path: str) -> None:
             )
         ends = np.array([min(min(r["measured_s"]) for r in mine), max(max(r["measured_s"]) for r in mine)]) * 1e3
         panel.plot(ends, ends, color="grey", linewidth=0.8)
-        panel.set(xscale="log", yscale="log", xlabel=f"{clock} step time (ms)", ylabel="predicted (ms)")
+        panel.set(xscale="log", yscale="log")
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.set(xlabel=f"{clock} step time (ms)", ylabel="predicted (ms)")
         panel.set_title(f"{clock}: {', '.join(dict.fromkeys(row['topology'] for row in mine))}")
         panel.legend()
     figure.tight_layout()
