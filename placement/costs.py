@@ -90,11 +90,11 @@ def mean_profile(profiles: Sequence[Profile], speed: Floats) -> Profile:
         profiles: of one graph, one for each device.
         speed: of each device, `float64[d]`.
     """
-    columns = ("forward_s", "backward_s", "update_s")
-    means = [
-        np.mean([s * getattr(p, field) for p, s in zip(profiles, speed, strict=True)], axis=0) for field in columns
-    ]
-    return Profile(*means, profiles[0].source, profiles[0].model)
+
+    def mean(field: str) -> Floats:
+        return np.mean([s * getattr(p, field) for p, s in zip(profiles, speed, strict=True)], axis=0)
+
+    return Profile(mean("forward_s"), mean("backward_s"), mean("update_s"), profiles[0].source, profiles[0].model)
 
 
 def roofline(graph: Graph, gpu: Gpu | None = None) -> Profile:
