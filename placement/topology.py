@@ -217,9 +217,10 @@ class Topology:
 
 
 def _record(part: Device | Link) -> dict[str, Any]:
-    """A device or link as it is written; what is empty by default and empty here is left out."""
+    """A device or link as it is written; what is empty and messages that cost nothing, as by default, are left out."""
     row = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(part).items()}
-    return {key: value for key, value in row.items() if value not in ("", [])}
+    unsaid = {key for key, value in row.items() if value in ("", []) or (key.startswith("message_") and not value)}
+    return {key: value for key, value in row.items() if key not in unsaid}
 
 
 def uniform_links(names: Sequence[str], latency_s: float, bandwidth_bytes_per_s: float) -> tuple[Link, ...]:
