@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..placement.errors import SegueError
-from ..placement.files import write_text
-from ..placement.workload import read_object, read_workload
+from ..placement.files import read_object, write_text
+from ..placement.workload import read_workload
 from ..placement.workload_clock import WorkloadClock
 from .compare import compare
 from .contenders import Contender

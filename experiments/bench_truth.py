@@ -19,7 +19,6 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from ..placement.capture import capture_program
 from ..placement.clock import SimulatedClock
 from ..placement.coarsen import coarsen
 from ..placement.costs import make_costs, microbatch_sizes
@@ -27,7 +26,6 @@ from ..placement.errors import SegueError
 from ..placement.files import write_text
 from ..placement.placement import colocate
 from ..placement.planners import plan
-from ..placement.profile import measure_profile
 from ..placement.topology import Topology
 from .measure import MeasureJob, measure_placements
 from .run_config import find_topology
@@ -112,11 +110,9 @@ def _clock(job: MeasureJob, topology: Topology) -> SimulatedClock:
     """What placements are drawn with; the run measures its own op times, and predicts with those."""
     sizes = microbatch_sizes(job.batch_size, job.microbatches)
     example = build_example(job.model, sizes[0], seed=job.seed, sequence_length=job.sequence_length)
-    program = capture_program(example.step, (example.batch,), name=job.model, prefix="model.")
-    tensors = dict(example.step.model.named_parameters()) | dict(example.step.model.named_buffers())
-    values = {name: tensor.detach() for name, tensor in tensors.items()}
+    program = example.capture()
     device = "cuda" if topology.devices[0].kind == "cuda" else "cpu"
-    profile = measure_profile(program, values, program.flatten(example.batch), device)
+    profile = example.measure(program, device)
     return SimulatedClock(program.graph, topology, make_costs(program.graph, topology, profile), sizes)
 
 

@@ -11,7 +11,6 @@ from ..placement.clock import SimulatedClock
 from ..placement.costs import Profile, make_costs, microbatch_sizes
 from ..placement.errors import SegueError
 from ..placement.objective_clock import OBJECTIVES, make_clock
-from ..placement.profile import measure_profile
 from ..placement.topology import Topology
 from ..placement.workload import Workload, read_workload
 from ..placement.workload_clock import WorkloadClock
@@ -136,9 +135,7 @@ def _profile(options: argparse.Namespace, captured: Captured, example: Example, 
         if options.costs == "measured":
             raise SegueError(f"--costs measured: {captured.graph.name} has no single ops to time; use --costs roofline")
         return None
-    model = example.step.model
-    tensors = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    return measure_profile(captured.program, tensors, captured.program.flatten(example.batch))
+    return example.measure(captured.program)
 
 
 def _capture_note(captured: Captured) -> str:

@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..placement.capture import capture_program
 from ..placement.costs import Profile, microbatch_sizes, roofline
 from ..placement.discover import discover
 from ..placement.errors import SegueError
 from ..placement.executor import launch, probe
 from ..placement.gpus import GPUS
 from ..placement.graph import Graph
-from ..placement.profile import measure_profile
 from .tables import format_table
 from .zoo.example import build_example
 
@@ -40,15 +38,14 @@ def profile_command(options: argparse.Namespace) -> int:
         image_size=options.image_size,
         sequence_length=options.sequence_length,
     )
-    program = capture_program(example.step, (example.batch,), name=example.name, prefix="model.")
-    graph, model = program.graph, example.step.model
-    tensors = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    program = example.capture()
+    graph = program.graph
     with tqdm(total=graph.num_ops, unit="op", desc="measuring", dynamic_ncols=True) as bar:
 
         def done(_: int) -> None:
             bar.update()
 
-        profile = measure_profile(program, tensors, program.flatten(example.batch), device, options.repeats, done)
+        profile = example.measure(program, device, repeats=options.repeats, progress=done)
     profile.save(options.out, graph)
     where = profile.model or ("a CPU core" if device.type == "cpu" else torch.cuda.get_device_name(device))
     print(f"{graph.name}: {graph.num_ops} ops, one microbatch of {graph.batch_size} samples, measured on {where}.")

@@ -1,6 +1,5 @@
 """Hugging Face's `device_map`: placements as JSON objects from module path to device."""
 
-import json
 import re
 from os import PathLike
 from typing import Any
@@ -9,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SegueError
-from .files import check_text, read_text, write_json
+from .files import check_text, read_object, write_json
 from .graph import Graph
 from .placement import colocate
 from .topology import Topology
 
+CONTENT = "an object of module path -> device"
 Ints = NDArray[np.int64]
 
 
@@ -32,23 +32,7 @@ def read_device_map(path: str | PathLike, graph: Graph, topology: Topology) -> I
     Raises:
         SegueError: naming the file and the entry that is malformed, or the module that no entry covers.
     """
-    return placement_of(read_map(path), graph, topology, str(path))
-
-
-def read_map(path: str | PathLike) -> dict[str, Any]:
-    """The JSON object in a file, its values not yet checked.
-
-    Raises:
-        SegueError: if the file cannot be read or holds no JSON object.
-    """
-    content = read_text(path)
-    try:
-        record = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise SegueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise SegueError(f"{path}: expected an object of module path -> device, got {type(record).__name__}")
-    return record
+    return placement_of(read_object(path, CONTENT), graph, topology, str(path))
 
 
 def placement_of(record: dict[str, Any], graph: Graph, topology: Topology, where: str) -> Ints:

@@ -42,12 +42,24 @@ def read_json(path: str | os.PathLike, expected_format: str) -> dict[str, Any]:
     Raises:
         SegueError: if the file cannot be read, is not a JSON object, or has another format.
     """
+    record = read_object(path)
+    check_format(record, expected_format, str(path))
+    return record
+
+
+def read_object(path: str | os.PathLike, what: str = "an object at the top") -> dict[str, Any]:
+    """Read a JSON object, with or without a `format` field; `what` says in errors what it is.
+
+    Raises:
+        SegueError: if the file cannot be read or is not a JSON object.
+    """
     content = read_text(path)
     try:
         record = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise SegueError(f"{path}: not valid JSON: {error}") from error
-    check_format(record, expected_format, str(path))
+    if not isinstance(record, dict):
+        raise SegueError(f"{path}: expected {what}, got {type(record).__name__}")
     return record
 
 

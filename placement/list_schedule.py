@@ -5,24 +5,17 @@ before a later one, and the one with most work behind it. A stage may run ahead 
 microbatches (1F1B's bound: one for each device boundary between it and the loss, and one more to cover the transfers).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
+from .compiled import hot, inlined
+from .queues import ENTRY, Records, first_due, pop, push, set_due
 from .stage_costs import StageCosts
 from .stages import Floats, Ints, Stages
 
 FORWARD, BACKWARD = 0, 1
-
-# numpy records; pyright knows no fields of theirs.
-Records = Any
-
-# For functions that allocate nothing: without counting references to arrays they run about four times as fast, and twice
-# that where they are inlined, because a call would hand over every array field by field.
-_without_references: Any = {"_nrt": False}
-_lean = njit(cache=True, **_without_references)
-_hot = njit(cache=True, inline="always", **_without_references)
 
 
 class Trace(NamedTuple):
@@ -119,7 +112,6 @@ _DEVICE = np.dtype(
     ],
     align=True,
 )
-_ENTRY = np.dtype([("time", np.float64), ("kind", np.int64)], align=True)
 
 
 class _State(NamedTuple):
@@ -164,8 +156,8 @@ def _state(stages: Stages, costs: StageCosts, run_ahead: int) -> _State:
         edges,
         instructions,
         devices,
-        np.empty(2 * num_stages, _ENTRY),
-        np.empty(2 * num_stages, _ENTRY),
+        np.empty(2 * num_stages, ENTRY),
+        np.empty(2 * num_stages, ENTRY),
         np.full(2 * leaves, np.inf),
         np.zeros(num_devices, np.int64),
         np.zeros(costs.num_channels),
@@ -173,7 +165,7 @@ def _state(stages: Stages, costs: StageCosts, run_ahead: int) -> _State:
     )
 
 
-@_lean
+@hot
 def _fill_kinds(stages: Stages, costs: StageCosts, num_micro: int, kinds: Records) -> None:
     offset = stages.succ.shape[0]
     for stage in range(stages.device.shape[0]):
@@ -191,7 +183,7 @@ def _fill_kinds(stages: Stages, costs: StageCosts, num_micro: int, kinds: Record
             kind.next = kind.offered = 0
 
 
-@_lean
+@hot
 def _fill_edges(stages: Stages, edges: Records) -> None:
     offset = stages.succ.shape[0]
     for j in range(edges.shape[0]):
@@ -231,74 +223,7 @@ def _limits_and_keys(stages: Stages, kinds: Records, edges: Records, run_ahead: 
         kinds[number].key = later + 0.999 * (1.0 - behind[number] / most[number % 2])
 
 
-@_hot
-def _less(heap: Records, a: int, b: int) -> bool:
-    return heap[a].time < heap[b].time or (heap[a].time == heap[b].time and heap[a].kind < heap[b].kind)
-
-
-@_hot
-def _swap(heap: Records, a: int, b: int) -> None:
-    time, kind = heap[a].time, heap[a].kind
-    heap[a].time, heap[a].kind = heap[b].time, heap[b].kind
-    heap[b].time, heap[b].kind = time, kind
-
-
-@_hot
-def _push(heap: Records, base: int, size: int, time: float, kind: int) -> None:
-    """Add to the heap of `size` entries that begins at `base`; among equal times the smaller kind comes first."""
-    child = size
-    heap[base + child].time, heap[base + child].kind = time, kind
-    while child > 0:
-        parent = (child - 1) // 2
-        if not _less(heap, base + child, base + parent):
-            break
-        _swap(heap, base + child, base + parent)
-        child = parent
-
-
-@_hot
-def _pop(heap: Records, base: int, size: int) -> int:
-    """Take the first entry of the heap of `size` entries that begins at `base`."""
-    first = heap[base].kind
-    size -= 1
-    heap[base].time, heap[base].kind = heap[base + size].time, heap[base + size].kind
-    parent = 0
-    while True:
-        child = 2 * parent + 1
-        if child >= size:
-            break
-        if child + 1 < size and _less(heap, base + child + 1, base + child):
-            child += 1
-        if not _less(heap, base + child, base + parent):
-            break
-        _swap(heap, base + child, base + parent)
-        parent = child
-    return first
-
-
-@_hot
-def _set_due(due: Floats, device: int, time: float) -> None:
-    place = due.shape[0] // 2 + device
-    due[place] = time
-    while place > 1:
-        place //= 2
-        earlier = min(due[2 * place], due[2 * place + 1])
-        if due[place] == earlier:
-            break
-        due[place] = earlier
-
-
-@_hot
-def _first_due(due: Floats) -> int:
-    place, leaves = 1, due.shape[0] // 2
-    while place < leaves:
-        place *= 2
-        if due[place] != due[place // 2]:
-            place += 1
-    return place - leaves
-
-
-@_hot
+@inlined
 def _offer(number: int, now: float, state: _State) -> None:
     """Let a kind's next instruction start as soon as its inputs are there, unless something holds it back."""
     kind = state.kinds[number]
@@ -313,40 +238,40 @@ def _offer(number: int, now: float, state: _State) -> None:
     device, time = state.devices[kind.device], state.instructions[number, micro].arrived
     if time <= now:
         time = now
-        _push(state.ready, device.slot, device.ready, kind.key + micro, number)
+        push(state.ready, device.slot, device.ready, kind.key + micro, number)
         device.ready += 1
     else:
-        _push(state.coming, device.slot, device.coming, time, number)
+        push(state.coming, device.slot, device.coming, time, number)
         device.coming += 1
     if device.asleep and time < state.due[state.due.shape[0] // 2 + kind.device]:
-        _set_due(state.due, kind.device, time)
+        set_due(state.due, kind.device, time)
 
 
-@_hot
+@inlined
 def _dispatch(name: int, now: float, fraction: Floats, state: _State) -> int:
     """The most urgent kind that is ready on a device, -1 if there is none; it then sleeps until there will be one."""
     device = state.devices[name]
     while device.coming > 0 and state.coming[device.slot].time <= now:
-        number = _pop(state.coming, device.slot, device.coming)
+        number = pop(state.coming, device.slot, device.coming)
         device.coming -= 1
         kind = state.kinds[number]
-        _push(state.ready, device.slot, device.ready, kind.key + kind.next, number)
+        push(state.ready, device.slot, device.ready, kind.key + kind.next, number)
         device.ready += 1
     if device.ready == 0:
         device.asleep = 1
         if device.coming > 0:
-            _set_due(state.due, name, state.coming[device.slot].time)
+            set_due(state.due, name, state.coming[device.slot].time)
         return -1
-    number = _pop(state.ready, device.slot, device.ready)
+    number = pop(state.ready, device.slot, device.ready)
     kind = state.kinds[number]
     device.ready -= 1
     device.running = number
     device.live += kind.holds * fraction[kind.next]
-    _set_due(state.due, name, now + kind.seconds * fraction[kind.next])
+    set_due(state.due, name, now + kind.seconds * fraction[kind.next])
     return number
 
 
-@_hot
+@inlined
 def _finish(name: int, now: float, costs: StageCosts, state: _State, trace: Trace, record: bool) -> None:
     """An instruction has ended: wake local stages, send messages."""
     device = state.devices[name]
@@ -383,7 +308,7 @@ def _finish(name: int, now: float, costs: StageCosts, state: _State, trace: Trac
         _offer(other, now, state)
 
 
-@_hot
+@inlined
 def _send(source: int, target: int, size: float, now: float, costs: StageCosts, state: _State) -> float:
     """A message sets out when every channel of its link is free, and takes them all; returns when it has arrived."""
     pair = source * state.devices.shape[0] + target
@@ -397,7 +322,7 @@ def _send(source: int, target: int, size: float, now: float, costs: StageCosts, 
     return begin
 
 
-@_lean
+@hot
 def _run(costs: StageCosts, state: _State, trace: Trace, record: bool) -> float:
     """Play the step through; returns its end."""
     for number in range(0, state.kinds.shape[0], 2):
@@ -407,8 +332,8 @@ def _run(costs: StageCosts, state: _State, trace: Trace, record: bool) -> float:
         now, woken = state.due[1], 0
         # Everything that ends now ends before anything starts.
         while state.due[1] == now:
-            name = _first_due(state.due)
-            _set_due(state.due, name, np.inf)
+            name = first_due(state.due)
+            set_due(state.due, name, np.inf)
             state.devices[name].asleep = 0
             state.woken[woken] = name
             woken += 1

@@ -1,13 +1,13 @@
 """`MaxLoadClock`: the load of the busiest device, which is what a pipeline that never runs dry takes for one step."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from .clock import SimulatedClock, StepReport
+from .compiled import hot
 from .costs import Costs
 from .graph import Graph
 from .placement import Placement
@@ -15,9 +15,6 @@ from .topology import Topology
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-# For functions that allocate nothing: without counting references to arrays they run several times as fast.
-_without_references: Any = {"_nrt": False}
 
 
 class _Work(NamedTuple):
@@ -95,13 +92,13 @@ class MaxLoadClock(SimulatedClock):
         )
 
 
-@njit(cache=True, **_without_references)
+@hot
 def _max_loads(devices: Ints, work: _Work, memory_bytes: Floats, loads: Floats, overflow: Floats) -> None:
     for row in range(devices.shape[0]):
         loads[row], overflow[row] = _max_load(devices[row], work, memory_bytes)
 
 
-@njit(cache=True, **_without_references)
+@hot
 def _max_load(devices: Ints, work: _Work, memory_bytes: Floats) -> tuple[float, float]:
     for device in range(memory_bytes.shape[0]):
         work.busy[device] = work.moving[device] = work.held[device] = 0.0

@@ -7,17 +7,12 @@ the CPUs receive and send for free.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numba import njit
 
+from .compiled import hot
 from .errors import SegueError
 from .workload import CPU, Floats, Flow, Ints, Workload
-
-# For functions that allocate nothing: without counting references to arrays they run several times as fast.
-_without_references: Any = {"_nrt": False}
-hot = njit(cache=True, **_without_references)
 
 # Sizes are sums of floats: what exceeds the memory by rounding alone does not count.
 ROUNDING = 1e-9

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from .errors import SegueError
-from .files import write_json
-from .workload import CPU, Ints, Workload, read_object, whole
+from .files import read_object, write_json
+from .workload import CPU, Ints, Workload, whole
 
 
 def read_split(path: str | PathLike, workload: Workload) -> Ints:

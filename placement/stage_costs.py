@@ -88,7 +88,7 @@ def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats) -
         seconds_per_byte=topology.seconds_per_byte,
         channel_start=start,
         channels=channels,
-        num_channels=int(channels.max(initial=-1)) + 1,
+        num_channels=topology.num_channels,
         fraction=fraction,
     )
 

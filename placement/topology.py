@@ -150,6 +150,11 @@ class Topology:
         flat = [number for pair in sorted(taken) for number in taken[pair]]
         return np.cumsum(counts), np.array(flat, np.int64)
 
+    @cached_property
+    def num_channels(self) -> int:
+        """How many different channels `channels` holds."""
+        return int(self.channels[1].max(initial=-1)) + 1
+
     def _link_matrix(self, field: str, diagonal: float) -> NDArray[np.float64]:
         matrix = np.full((self.num_devices, self.num_devices), diagonal)
         for link in self.links:

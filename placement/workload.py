@@ -4,7 +4,6 @@ The benchmark is Microsoft's, of Tarnawski et al., "Efficient Algorithms for Dev
 (NeurIPS 2020). A *device* here is a number: 0 stands for the CPUs, 1 to `accelerators` for the accelerators.
 """
 
-import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import SegueError
-from .files import number, read_text
+from .files import number, read_object
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -185,22 +184,6 @@ def topological_order(workload: Workload) -> Ints:
             if missing[consumer] == 0:
                 ready.append(consumer)
     return np.array(order, np.int64)
-
-
-def read_object(path: str | PathLike) -> dict[str, Any]:
-    """Read a JSON object without a `format` field, as the benchmark's files are.
-
-    Raises:
-        SegueError: if the file cannot be read or is not a JSON object.
-    """
-    content = read_text(path)
-    try:
-        record = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise SegueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise SegueError(f"{path}: expected an object at the top, got {type(record).__name__}")
-    return record
 
 
 def whole(value: Any, field: str, where: str) -> int:

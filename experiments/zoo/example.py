@@ -9,7 +9,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ...placement.capture import capture_program
+from ...placement.costs import Profile
 from ...placement.errors import SegueError
+from ...placement.profile import measure_profile
+from ...placement.program import Program
 from ...placement.training_step import TrainingStep
 from ..models import MODELS, build_model, load_user_model
 from . import batches
@@ -50,6 +54,16 @@ class Example:
     name: str
     step: TrainingStep
     batch: Any
+
+    def capture(self) -> Program:
+        """The captured step, its names those of the model; raises `SegueError` as `capture_program` does."""
+        return capture_program(self.step, (self.batch,), name=self.name, prefix="model.")
+
+    def measure(self, program: Program, device: torch.device | str = "cpu", **options: Any) -> Profile:
+        """Op times of `program`, captured from this example, on a device; `options` are `measure_profile`'s."""
+        model = self.step.model
+        tensors = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        return measure_profile(program, tensors, program.flatten(self.batch), device, **options)
 
 
 def _classifier(model: nn.Module, sizes: Sizes) -> tuple[TrainingStep, Any]:

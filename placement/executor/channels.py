@@ -20,7 +20,7 @@ class Channels:
     def __init__(self, topology: Topology):
         self.start, self.of = topology.channels
         self.num_devices = topology.num_devices
-        size = 8 * max(1, int(self.of.max(initial=-1)) + 1)
+        size = 8 * max(1, topology.num_channels)
         store = os.environ.get("SEGUE_STORE")
         # Workers that `launch` has not started share no folder; each then has the channels to itself.
         self._file = open(f"{store}-channels", "a+b") if store else tempfile.TemporaryFile()  # noqa: SIM115

@@ -5,6 +5,7 @@ from itertools import islice, permutations
 import numpy as np
 
 from ..clock import SimulatedClock
+from .manual import compute_seconds
 from .plan import MEMORY_SHARES, Devices, Evaluator, Floats, at_leaders, leaders
 from .split import Line, prefix_sums, split
 
@@ -85,7 +86,6 @@ def _orders(clock: SimulatedClock, rng: np.random.Generator) -> list[Devices]:
     count = clock.topology.num_devices
     if count <= 4:
         return [np.array(order) for order in islice(permutations(range(count)), MOST_ORDERS)]
-    costs = clock.costs
-    fastest = np.argsort(costs.on_devices(costs.forward_s + costs.backward_s).sum(axis=0), kind="stable")
+    fastest = np.argsort(compute_seconds(clock).sum(axis=0), kind="stable")
     orders = [np.arange(count), np.arange(count)[::-1], fastest, fastest[::-1]]
     return orders + [rng.permutation(count) for _ in range(MOST_ORDERS - len(orders))]

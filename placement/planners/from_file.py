@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..device_map import placement_of, read_map
+from ..device_map import CONTENT, placement_of
+from ..files import read_object
 from ..placement import Placement
 from .plan import Evaluator
 
@@ -16,7 +17,7 @@ def from_file(path: str) -> Callable[[Evaluator, np.random.Generator], None]:
         SegueError: at once if the file cannot be read or is no JSON object, else when it is priced, naming the file, the
             field or module, and the reason.
     """
-    record = read_map(path)
+    record = read_object(path, CONTENT)
 
     def planner(evaluator: Evaluator, rng: np.random.Generator) -> None:
         del rng

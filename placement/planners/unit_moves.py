@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..objectives import hot
+from ..compiled import hot
 from ..workload import Floats, Flow, Ints, Workload
 from .units import Units
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..compiled import hot
 from ..errors import SegueError
-from ..objectives import OBJECTIVES, ROUNDING, Score, add_loads, hot, last_finish, latency_room
+from ..objectives import OBJECTIVES, ROUNDING, Score, add_loads, last_finish, latency_room
 from ..workload import CPU, Floats, Flow, Ints, Workload
 from .unit_moves import Draft, State, make_draft, make_state, move, propose, uniform
 from .units import Units, cut, make_units
