@@ -10,7 +10,8 @@ from ..placement.clock import StepReport
 from ..placement.graph import Graph
 from ..placement.placement import Placement
 from .beliefs import Beliefs
-from .proposer import Proposer, Request
+from .propose import Proposal
+from .proposer import Proposer, Request, answer
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Decision:
 
     Attributes:
         step: before which step it holds.
-        action: `move`, `keep` (a move proved right), `take back` (it did not) or `stay` (no proposal was worth it).
+        action: `move`, `keep` (a move proved right), `take back` (it did not), `stay` (no proposal was worth it) or
+            `refused` (a move was given up by the workers; nothing has changed).
         why: in words.
         ops_moved: ops that change device.
         bytes_moved: bytes that travel.
@@ -152,9 +154,26 @@ class Controller:
         self._watch(step)
         return None
 
+    def place(self, step: int) -> Decision | None:
+        """Think at once, before anything is measured, from op times, devices and links alone; returns a move, if any."""
+        self._reason = "before the first measurement"
+        self._request = self._make_request(step - 1)
+        decision = self._weigh(step - 1, answer(self._request))
+        self._phase, self._reason = "measure", "the run begins"
+        return decision
+
     def moved(self, pause_s: float) -> None:
         """The last decision has been applied and took `pause_s` seconds."""
         self.pause_s = 0.5 * (self.pause_s + pause_s)
+        self._fresh()
+
+    def refused(self, step: int, why: str) -> None:
+        """The last decision could not be applied; the run stays where it was."""
+        if self._previous is None:
+            raise RuntimeError("a move is refused that was never decided on")
+        self.placement = self._previous
+        self._note(Decision(step + 1, "refused", f"the move was given up: {why}"))
+        self._phase = "watch"
         self._fresh()
 
     def _measured(self, step: int) -> None:
@@ -163,10 +182,14 @@ class Controller:
             self._ask(step)
 
     def _ask(self, step: int) -> None:
+        self._request = self._make_request(step)
+        self._phase = "think"
+        self.proposer.ask(self._request)
+
+    def _make_request(self, step: int) -> Request:
         topology = self.beliefs.topology
         slowest = topology.seconds_per_byte.max()
-        self._phase = "think"
-        self._request = Request(
+        return Request(
             clock=self.beliefs.clock,
             start=self.placement,
             move_seconds=self.op_bytes * slowest,
@@ -176,12 +199,13 @@ class Controller:
             seed=self.config.seed + len(self.log),
             policy_path=self.config.policy_path,
         )
-        self.proposer.ask(self._request)
 
     def _thought(self, step: int) -> Decision | None:
         proposal = self.proposer.poll()
-        if proposal is None:
-            return None
+        return None if proposal is None else self._weigh(step, proposal)
+
+    def _weigh(self, step: int, proposal: Proposal) -> Decision | None:
+        """Move if it pays."""
         left = self.total_steps - step - 1
         target: Placement = proposal.placement
         moved = self.placement.moved(target)
@@ -191,7 +215,7 @@ class Controller:
         facts: dict[str, Any] = {
             "predicted_before_s": proposal.start_step_time_s,
             "predicted_after_s": proposal.predicted_step_time_s,
-            "measured_before_s": self._median(),
+            "measured_before_s": self._median() if self._times else None,
             "predicted_gain_s": gain,
             "predicted_cost_s": cost,
             "source": proposal.source,
@@ -282,7 +306,9 @@ class Controller:
         return float(np.median(self._times)) if self._times else float("inf")
 
     def _error(self) -> float:
-        """How far the prediction for the present placement is off, relative."""
+        """How far the prediction for the present placement is off, relative; 0 before anything was measured."""
+        if not self._times:
+            return 0.0
         return abs(self._median() / self.beliefs.predict(self.placement).step_time_s - 1.0)
 
     def _speeds(self) -> dict[str, float]:

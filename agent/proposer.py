@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -67,13 +69,15 @@ def answer(request: Request) -> Any:
 
 
 class Proposer:
-    """Answers one request at a time in a process of its own."""
+    """Answers one request at a time in a process of its own, which ends with this one.
+
+    The process imports nothing of the user's script, so that the script needs no guard around its own start.
+    """
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
+        self._connection, theirs = multiprocessing.Pipe()
+        command = [sys.executable, "-m", "segue.agent.thinking", str(theirs.fileno())]
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
         self.busy = False
 
@@ -106,10 +110,11 @@ class Proposer:
         """End the process."""
         self._connection.close()
         self._process.terminate()
-        self._process.join(5.0)
+        self._process.wait(5.0)
 
 
-def _serve(connection: Connection) -> None:
+def serve(connection: Connection) -> None:
+    """Answer requests until the other end is closed."""
     import torch
 
     os.nice(10)
@@ -117,7 +122,7 @@ def _serve(connection: Connection) -> None:
     while True:
         try:
             request = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         try:
             connection.send(answer(request))

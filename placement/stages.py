@@ -100,7 +100,7 @@ def build_stages(
         has_backward[stage_of[op]] |= requires_grad[op]
     op_start, ops = _sort_by(stage_of, num_stages)
 
-    slot = _gradient_slots(edges, stage_of, requires_grad)
+    slot = gradient_slots(edges, stage_of, requires_grad)
     source, target, has_grad, pair_grad_bytes = _pairs(
         edges, stage_of, op_start, ops, slot, requires_grad, output_bytes
     )
@@ -199,7 +199,7 @@ def _components(devices: Ints, edges: Adjacency, level: Ints) -> tuple[Ints, Int
 
 
 @njit(cache=True)
-def _gradient_slots(edges: Adjacency, stage_of: Ints, requires_grad: Bools) -> Ints:
+def gradient_slots(edges: Adjacency, stage_of: Ints, requires_grad: Bools) -> Ints:
     """Tensors of gradient that travel back along each edge: 0 or 1.
 
     Gradients of a value are added from its last consumer to its first. A stage that holds the last consumers adds theirs

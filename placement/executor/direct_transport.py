@@ -1,15 +1,13 @@
 """`DirectTransport`: messages from device to device through a communicator of each link's own, as NCCL has them."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from ..topology import Topology
-from .transport import Expected, Layout, Transport, decode_order, encode_order, memory_order, offsets
+from .transport import Expected, Layout, Message, Transport, offsets
 
 
 def can_go_direct(topology: Topology) -> bool:
@@ -44,52 +42,43 @@ class DirectTransport(Transport):
         self._waits: list[tuple[Any, Any]] = []
         super().start_step(incoming)
 
-    def _post(self, source: int) -> None:
-        if self._waiting[source]:
-            number, expected = self._waiting[source].popleft()
-            orders = torch.empty(max(1, len(expected.layouts)), dtype=torch.int64)
-            ahead = dist.irecv(orders, src=source, tag=number)
-            buffer = torch.empty(offsets(expected.layouts, header=0)[-1], dtype=torch.uint8, device=self.device)
-            work = dist.irecv(buffer, src=source, group=self._groups[source, self.rank]) if len(buffer) else None
-            self._posted[expected.key] = ((ahead, orders, work), buffer, expected)
-
-    def send(self, target: int, tensors: Sequence[torch.Tensor], ready: float) -> None:
-        """See `Transport`; what is sent need not have been computed yet."""
-        del ready
-        layouts = [Layout(tuple(t.shape), t.dtype) for t in tensors]
+    def blank(self, layouts: list[Layout]) -> Message:
+        """See `Transport`; the buffer is on the device."""
         places = offsets(layouts, header=0)
-        orders = torch.zeros(max(1, len(tensors)), dtype=torch.int64)
-        buffer = torch.empty(places[-1], dtype=torch.uint8, device=self.device)
-        for i, (tensor, layout) in enumerate(zip(tensors, layouts, strict=True)):
-            order = memory_order(tensor)
-            orders[i] = encode_order(order)
-            part = buffer[places[i] : places[i] + layout.nbytes].view(layout.dtype)
-            part.copy_(tensor.permute(order).reshape(-1))
-        self._sends.append((dist.isend(orders, dst=target, tag=int(self._numbers[target])), orders))
-        if len(buffer):
-            self._sends.append((dist.isend(buffer, dst=target, group=self._groups[self.rank, target]), buffer))
-        self._numbers[target] += 1
-        self.sent_bytes[target] += sum(layout.nbytes for layout in layouts)
+        codes = torch.zeros(max(1, len(layouts)), dtype=torch.int64)
+        return Message(layouts, places, torch.empty(places[-1], dtype=torch.uint8, device=self.device), codes)
+
+    def _post_receive(self, message: Message, source: int, number: int) -> Any:
+        ahead = dist.irecv(message.codes, src=source, tag=number)
+        group = self._groups[source, self.rank]
+        return ahead, dist.irecv(message.buffer, src=source, group=group) if len(message.buffer) else None
+
+    def _post_send(self, message: Message, target: int, number: int, ready: float) -> None:
+        del ready  # what is sent need not have been computed yet
+        self._sends.append((dist.isend(message.codes, dst=target, tag=number), message.codes))
+        if len(message.buffer):
+            work = dist.isend(message.buffer, dst=target, group=self._groups[self.rank, target])
+            self._sends.append((work, message.buffer))
 
     def receive(self, key: Any) -> tuple[list[torch.Tensor], float]:
         """See `Transport`; what comes after it on this device's stream waits for the message."""
         source = self._source[key]
         while key not in self._posted:
             self._post(source)
-        (ahead, orders, work), buffer, expected = self._posted.pop(key)
+        (ahead, rest), message = self._posted.pop(key)
         self._post(source)
         ahead.wait()
         begin = self._mark()
-        if work is not None:
-            work.wait()
+        if rest is not None:
+            rest.wait()
         self._waits.append((begin, self._mark()))
-        places = offsets(expected.layouts, header=0)
-        tensors = []
-        for i, layout in enumerate(expected.layouts):
-            order = decode_order(int(orders[i]), len(layout.shape))
-            part = buffer[places[i] : places[i] + layout.nbytes].view(layout.dtype)
-            tensors.append(part.view([layout.shape[d] for d in order]).permute(np.argsort(order).tolist()))
-        return tensors, 0.0
+        return message.tensors(), 0.0
+
+    def _wait(self, work: Any) -> None:
+        ahead, rest = work
+        ahead.wait()
+        if rest is not None:
+            rest.wait()
 
     def _mark(self) -> Any:
         """This moment: on the GPU's stream where there is one."""

@@ -9,23 +9,26 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from ..capture import capture_program
-from ..clock import SimulatedClock, Span, StepReport
-from ..costs import Profile, fractions, make_costs, mean_profile, part_sizes
+from ..clock import SimulatedClock, StepReport
+from ..costs import Profile, part_sizes
 from ..errors import SegueError
 from ..placement import Placement, check_placement
 from ..profile import measure_profile
-from ..schedule import Schedule, make_schedule
 from ..topology import Topology
 from ..training_step import TrainingStep
+from . import saving
+from .batches import CapturedStep, batch_size, capture_step, cut
+from .clipping import check_max_norm
 from .direct_transport import make_transport
-from .migration import Migration, MoveReport
+from .evaluation import follow_tensors
+from .migration import MoveReport
+from .moving import move
 from .pace import make_pace
-from .runner import Plan, Runner, StepRecord
+from .reporting import gather_spans, row_of, step_report, table
+from .routine import Routine, estimate
+from .runner import Runner, StepRecord
 from .state import State
-from .wiring import wire
 
 
 class Executor:
@@ -34,16 +37,41 @@ class Executor:
     Worker `i` of `torch.distributed` runs device `i` of the topology. The loss of a step, and every parameter after it,
     are the same bits whatever the placement.
 
+    A plain loop and this one:
+
+        loss = loss_fn(model(inputs), target)        loss = executor.step((inputs, target))
+        loss.backward()
+        clip_grad_norm_(model.parameters(), 1.0)     # Executor(…, max_grad_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()                             scheduler.step()
+
+    The scheduler is any of `torch.optim.lr_scheduler` over the same optimizer object.
+
     Args:
-        model: the model, the same on every worker.
+        model: the model, the same on every worker. Modules that are in `eval()` mode stay so in training.
         optimizer: over `model.parameters()`; its hyperparameters are read again before every update, so schedulers work.
         loss_fn: `loss_fn(model(inputs), target)` for batches `(inputs, target)`; without it the model returns its loss.
+            Either may return a dict with the entry `loss`, or a tuple that begins with the loss: other scalars in it
+            are metrics.
         example_batch: a batch of the size of a training step's.
         topology: the devices, as many as there are workers.
         microbatches: parts that a batch is cut into.
         placement: where to start; by default everything on device 0.
         profile: op times of one microbatch on a device of speed 1, or a file of them; measured on worker 0 if not given.
         seed: of the random numbers that ops draw.
+        max_grad_norm: before an update, gradients are scaled such that the norm of all of them together is at most this,
+            as by `torch.nn.utils.clip_grad_norm_`; infinity only measures it. Every device then waits with its update
+            for the last backward of all, which the simulator does not count.
+        autocast: run model and loss under `torch.autocast` in this type (`torch.bfloat16`), on the model's kind of device.
+
+    Attributes:
+        report: times and memory of the last step.
+        metrics: the last step's or evaluation's metrics by name, means over the samples, on every worker.
+        grad_norm: norm of the gradients of the last update before they were clipped; none without `max_grad_norm`.
+        pending: whether there are gradients that no update has applied yet.
+        steps: calls of `step` so far; ops draw other random numbers in each.
+        placement: device of every op.
 
     Raises:
         SegueError: if the model cannot be captured, or workers and devices do not match.
@@ -56,11 +84,13 @@ class Executor:
         optimizer: torch.optim.Optimizer,
         example_batch: Any,
         topology: Topology,
-        loss_fn: Callable[..., torch.Tensor] | None = None,
+        loss_fn: Callable[..., Any] | None = None,
         microbatches: int = 1,
         placement: Placement | None = None,
         profile: Profile | str | PathLike | None = None,
         seed: int = 0,
+        max_grad_norm: float | None = None,
+        autocast: torch.dtype | None = None,
     ):
         self.rank = dist.get_rank()
         if dist.get_world_size() != topology.num_devices:
@@ -68,60 +98,76 @@ class Executor:
                 f"topology {topology.name}: {topology.num_devices} devices, but {dist.get_world_size()} workers; "
                 "start one worker for each device"
             )
+        check_max_norm(max_grad_norm)
         self.topology = topology
         self.microbatches = microbatches
         self.seed = seed
-        self.steps = 0
         self.model = model
-        self.program, self.batch_size, micro = _capture(model, loss_fn, example_batch, microbatches)
+        self.max_grad_norm = max_grad_norm
+        self.batch_size = batch_size(example_batch)
+        if microbatches < 1 or microbatches > self.batch_size:
+            raise SegueError(f"microbatches must be between 1 and the batch size {self.batch_size}, got {microbatches}")
+        self.micro_size = -(-self.batch_size // microbatches)
+        self._model_and_loss = TrainingStep(model, loss_fn, autocast)
+        captured = self._capture(cut(example_batch, self.micro_size)[0], training=True)
+        self.program = captured.program
         self.graph = self.program.graph
-        self._same_graph_everywhere()
-        device = topology.devices[self.rank]
-        self._pace = make_pace(device)
+        self._pace = make_pace(topology.devices[self.rank])
         self._transport = make_transport(topology, self.rank, self._pace.torch_device)
         self._state = State(self.program, model, optimizer, self._pace.torch_device)
-        self.profile = self._profile(profile, micro)
+        self.profile = self._profile(profile, captured.example)
+        self._runner = self._make_runner(captured)
+        self._training = Routine(captured, self._runner, topology, self.profile)
+        self._routines: dict[bool, list[Routine]] = {True: [self._training], False: []}
         self._slow = np.ones(topology.num_devices)
         self._set_costs()
-        self._runner = Runner(
-            self.program,
-            self.rank,
-            self._pace,
-            self._transport,
-            self._state,
-            device.memory_bytes,
-            device.name,
-        )
         self.placement = placement or Placement(np.zeros(self.graph.num_ops, np.int64), microbatches)
         check_placement(self.placement, self.graph, topology)
         for name in self._state.owned_by(self.rank, self.placement.devices.tolist()):
             self._state.take(name, self._state.initial[name])
         self._state.rebuild_optimizer({})
+        self._place(self._training)
         self.report: StepReport | None = None
+        self.metrics: dict[str, float] = {}
+        self.grad_norm: float | None = None
+        self.pending = False
+        self.steps = 0
         self.overruns = 0
 
-    def _same_graph_everywhere(self) -> None:
+    def _capture(self, micro: Any, training: bool) -> CapturedStep:
+        captured = capture_step(self._model_and_loss, micro, training)
         hashes: list[Any] = [None] * self.topology.num_devices
-        dist.all_gather_object(hashes, self.graph.hash)
+        dist.all_gather_object(hashes, captured.program.graph.hash)
         if len(set(hashes)) > 1:
             raise SegueError("model: the workers captured different graphs; build the same model on each of them")
+        return captured
+
+    def _make_runner(self, captured: CapturedStep) -> Runner:
+        return Runner(captured, self.topology, self.rank, self._pace, self._transport, self._state)
 
     def _profile(self, given: Profile | str | PathLike | None, micro: list[torch.Tensor]) -> Profile:
         if given is not None:
             return given if isinstance(given, Profile) else Profile.load(given, self.graph)
-        box: list[Any] = [None] * self.topology.num_devices
-        # CPU devices share their machine's memory: all measure at once, since in a step they also work at once.
-        together = all(device.kind == "cpu" for device in self.topology.devices)
-        if together or self.rank == 0:
-            box[self.rank] = measure_profile(self.program, self._state.initial, micro, self._pace.torch_device)
-        dist.all_gather_object(box, box[self.rank])
-        return mean_profile(box, self.topology.speed) if together else box[0]
+        box: list[Any] = [None]
+        if self.rank == 0:
+            box[0] = measure_profile(self.program, self._state.initial, micro, self._pace.torch_device)
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     def _set_costs(self) -> None:
         """Costs as they now are on the (possibly slowed) devices; emulated devices keep this pace."""
-        slowed = self.topology.with_speed(self.topology.speed / self._slow)
-        self._costs = make_costs(self.graph, slowed, self.profile, self.optimizer_state_per_parameter)
-        self._plans: dict[tuple[int, ...], Plan] = {}
+        self._slowed = self.topology.with_speed(self.topology.speed / self._slow)
+        for routines in self._routines.values():
+            for routine in routines:
+                routine.set_costs(self._slowed, self.optimizer_state_per_parameter)
+
+    def _place(self, routine: Routine) -> None:
+        """Let a routine run where the parameters are."""
+        placement = self.placement
+        if routine.graph.hash != self.graph.hash:
+            owners = {name: int(placement.devices[op]) for name, op in self._state.home.items()}
+            placement = Placement(follow_tensors(routine.program, owners), self.microbatches)
+        routine.place(placement)
 
     @property
     def optimizer_state_per_parameter(self) -> float:
@@ -138,13 +184,12 @@ class Executor:
 
     def clock(self, sizes: list[int] | None = None) -> SimulatedClock:
         """The simulator of this run, as the executor's own schedules are made with it."""
-        sizes = sizes or part_sizes(self.batch_size, self.micro_size)
-        return SimulatedClock(self.graph, self.topology, self._costs, sizes)
+        return self._training.clock(sizes or part_sizes(self.batch_size, self.micro_size))
 
     @property
-    def micro_size(self) -> int:
-        """Samples in a full microbatch."""
-        return self.graph.batch_size
+    def source(self) -> str:
+        """What this run's times are: `emulated` or `measured`."""
+        return "emulated" if any(device.kind == "emulated" for device in self.topology.devices) else "measured"
 
     def slow(self, device: int, factor: float) -> None:
         """From now on an emulated device takes `factor` times its declared time; call it on every worker."""
@@ -153,26 +198,92 @@ class Executor:
         self._slow[device] = factor
         self._set_costs()
 
-    def step(self, batch: Any, timeline: bool = False) -> float:
+    def step(self, batch: Any, timeline: bool = False, *, update: bool = True, scale: float = 1.0) -> float:
         """Train on one batch; returns its mean loss on every worker.
 
         Args:
-            batch: structured like the example batch, the same on every worker; a smaller one is cut into fewer parts.
+            batch: structured like the example batch, the same on every worker. One of another size is cut into fewer or more
+                parts. For one whose other dimensions differ (a longer text), the model is captured again, once for
+                each shape.
             timeline: gather every worker's instructions into `report.timeline`.
+            update: apply the gradients. Without, they are kept, and those of the next step are added to them.
+            scale: what the loss is multiplied by before it is differentiated, not in what is returned. For a mean over
+                `k` batches, `1 / k` in each of the `k` steps, of which the last one updates.
 
         Raises:
-            SegueError: if the batch does not fit the captured model.
+            SegueError: if the batch does not fit the model, or would be computed by other ops than the example batch.
         """
-        tensors = self.program.flatten(batch)
-        total = _batch_size(tensors)
-        sizes = part_sizes(total, self.micro_size)
-        plan = self._plan(sizes)
-        micros = list(zip(*(_split(tensor, total, self.micro_size) for tensor in tensors), strict=True))
-        origin = self._origin()
-        seed = self.seed * 1_000_003 + self.steps
-        record = self._runner.run(plan, [list(micro) for micro in micros], origin, seed)
+        routine, micros = self._routine(batch, training=True)
+        sizes = part_sizes(batch_size(batch), self.micro_size)
+        plan = routine.plan(sizes)
+        record = routine.runner.run(
+            plan,
+            micros,
+            self._origin(),
+            self.seed * 1_000_003 + self.steps,
+            scale=scale,
+            update=update,
+            max_grad_norm=self.max_grad_norm,
+        )
         self.steps += 1
-        return self._gather(record, plan, timeline)
+        self.pending = not update
+        self.grad_norm = record.grad_norm
+        if update:
+            self._state.tell_schedulers()
+        loss, rows = self._gather(routine, record, sizes)
+        device = self.topology.devices[self.rank].name
+        spans = gather_spans(record, plan.schedule, self.graph, device) if timeline else ()
+        self.report = step_report(rows, self.topology, self.source, spans)
+        return loss
+
+    def eval(self, batch: Any) -> float:
+        """The mean loss of a batch, on every worker, with the model in `eval()` mode; `metrics` has its metrics.
+
+        Parameters stay where they are and compute there. Nothing changes: training goes on with the same bits as
+        without the call. The model is captured once for evaluation, and again for each new shape of batches.
+
+        Args:
+            batch: of any size, the same on every worker.
+
+        Raises:
+            SegueError: if the model cannot be captured in `eval()` mode for such a batch.
+        """
+        routine, micros = self._routine(batch, training=False)
+        sizes = part_sizes(batch_size(batch), self.micro_size)
+        seed = self.seed * 1_000_003 + self.steps
+        record = routine.runner.run(routine.plan(sizes), micros, self._origin(), seed, update=False)
+        return self._gather(routine, record, sizes)[0]
+
+    def _routine(self, batch: Any, training: bool) -> tuple[Routine, list[list[torch.Tensor]]]:
+        """How to run a batch, and the tensors of its microbatches."""
+        micros = cut(batch, self.micro_size)
+        refusal: SegueError | None = None
+        for routine in self._routines[training]:
+            try:
+                return routine, [routine.captured.tensors(micro) for micro in micros]
+            except SegueError as error:
+                refusal = refusal or error
+        try:
+            routine = self._new_routine(micros[0], training)
+            tensors = [routine.captured.tensors(micro) for micro in micros]
+        except SegueError as error:
+            raise SegueError(f"{refusal}; and captured anew: {error}" if refusal else str(error)) from error
+        self._routines[training].append(routine)
+        return routine, tensors
+
+    def _new_routine(self, micro: Any, training: bool) -> Routine:
+        captured = self._capture(micro, training)
+        graph = captured.program.graph
+        if training and graph.hash != self.graph.hash:
+            raise SegueError(
+                f"model {graph.name}: a batch of this shape is computed by other ops than the example batch "
+                f"({graph.num_ops}, not {self.graph.num_ops}), which have no placement"
+            )
+        profile = estimate(graph, self.profile, self.graph)
+        routine = Routine(captured, self._make_runner(captured), self.topology, profile)
+        routine.set_costs(self._slowed, self.optimizer_state_per_parameter)
+        self._place(routine)
+        return routine
 
     def _origin(self) -> float:
         """A common start: the moment at which the last worker is ready."""
@@ -180,75 +291,14 @@ class Executor:
         dist.all_reduce(moment, dist.ReduceOp.MAX)
         return moment.item()
 
-    def _plan(self, sizes: list[int]) -> Plan:
-        key = tuple(sizes)
-        if key not in self._plans:
-            box: list[Any] = [None]
-            if self.rank == 0:
-                clock = self.clock(sizes)
-                schedule = make_schedule(clock, self.placement)
-                box[0] = (schedule, clock.stage_costs(schedule.stages, self.placement.devices))
-            dist.broadcast_object_list(box, src=0)
-            schedule, costs = box[0]
-            # A smaller batch may have a first part that is smaller than a full one.
-            ratio = sizes[0] / self.micro_size
-            wiring = wire(self.program, schedule.stages)
-            self._plans[key] = Plan(
-                schedule=schedule,
-                wiring=wiring,
-                segments=self._runner.segments(schedule, wiring),
-                forward_s=(costs.forward * ratio).tolist(),
-                backward_s=(costs.backward * ratio).tolist(),
-                update_s=float(costs.update[self.rank]),
-                live_bytes=(costs.live_bytes * ratio).tolist(),
-            )
-        return self._plans[key]
-
-    def _gather(self, record: StepRecord, plan: Plan, timeline: bool) -> float:
-        """Share losses and times; sets `report` and returns the loss."""
-        weights = fractions(plan.schedule.sizes)
-        weights = weights / weights.sum()
-        loss = sum(weights[m] * value.item() for m, value in record.losses.items())
-        end = max((interval.end_s for interval in record.intervals), default=0.0)
-        busy = sum(interval.end_s - interval.start_s for interval in record.intervals)
-        row = [loss, end, busy, record.transfer_s, record.peak_bytes, float(self._pace.overruns)]
-        columns = self._table(row)
-        self.overruns = int(columns[:, 5].sum())
-        self.report = StepReport(
-            step_time_s=float(columns[:, 1].max()),
-            busy_s=columns[:, 2],
-            transfer_s=columns[:, 3],
-            peak_bytes=columns[:, 4],
-            capacity_bytes=self.topology.memory_bytes,
-            source=self.source,
-            timeline=self._timeline(record, plan.schedule) if timeline else (),
-        )
-        return float(columns[:, 0].sum())
-
-    def _table(self, row: list[float]) -> np.ndarray:
-        """A row of numbers from every worker, `float64[d, len(row)]`."""
-        rows = [torch.empty(len(row), dtype=torch.float64) for _ in self.topology.devices]
-        dist.all_gather(rows, torch.tensor(row, dtype=torch.float64))
-        return torch.stack(rows).numpy()
-
-    @property
-    def source(self) -> str:
-        """What this run's times are: `emulated` or `measured`."""
-        return "emulated" if any(d.kind == "emulated" for d in self.topology.devices) else "measured"
-
-    def _timeline(self, record: StepRecord, schedule: Schedule) -> tuple[Span, ...]:
-        stages, name = schedule.stages, self.topology.devices[self.rank].name
-        spans = []
-        for instruction, interval in zip(record.instructions, record.intervals, strict=True):
-            if instruction.kind == "update":
-                label = "update"
-            else:
-                op = self.graph.names[stages.ops[stages.op_start[instruction.stage]]]
-                label = f"{'FB'[instruction.direction]}{instruction.micro} {op}"
-            spans.append(Span(name, label, *interval))
-        everyone: list[Any] = [None] * self.topology.num_devices
-        dist.all_gather_object(everyone, spans)
-        return tuple(sorted((s for part in everyone for s in part), key=lambda s: (s.start_s, s.lane, s.name)))
+    def _gather(self, routine: Routine, record: StepRecord, sizes: list[int]) -> tuple[float, np.ndarray]:
+        """Share losses, metrics and times; returns the loss and every worker's `row_of`."""
+        outputs = routine.outputs(record.outputs, sizes)
+        rows = table([float(self._pace.overruns), *outputs, *row_of(record)])
+        self.overruns = int(rows[:, 0].sum())
+        loss, *metrics = rows[:, 1 : 1 + len(outputs)].sum(0).tolist()
+        self.metrics = dict(zip(routine.captured.metrics, metrics, strict=True))
+        return loss, rows[:, 1 + len(outputs) :]
 
     def apply(self, placement: Placement) -> MoveReport:
         """Move to another placement between two steps; training goes on from the same numbers.
@@ -256,7 +306,7 @@ class Executor:
         Call it on every worker; where they were given different placements, worker 0's counts.
 
         Raises:
-            SegueError: if the placement is not of this model and run.
+            SegueError: if the placement is not of this model and run, or gradients wait for an update.
             MoveFailed: if a transfer failed anywhere; every worker keeps the old placement.
         """
         check_placement(placement, self.graph, self.topology)
@@ -264,98 +314,25 @@ class Executor:
             raise SegueError(
                 f"placement: microbatches: the run has {self.microbatches}, the placement {placement.microbatches}"
             )
-        start = time.monotonic()
-        agreed = torch.from_numpy(placement.devices.astype(np.int64))
-        dist.broadcast(agreed, src=0)
-        placement = Placement(agreed.numpy(), placement.microbatches)
-        before, after = self.placement.devices.tolist(), placement.devices.tolist()
-        migration = Migration(self._state, self._transport, self.topology, self.rank, before, after)
-        sent = migration.run()
-        ops = len(self.placement.moved(placement))
-        self.placement = placement
-        self._plans.clear()
-        self._plan(part_sizes(self.batch_size, self.micro_size))
-        table = self._table([time.monotonic() - start, sent])
-        return MoveReport(ops, int(table[:, 1].sum()), float(table[:, 0].max()))
+        if self.pending:
+            raise SegueError("apply: gradients wait for an update and do not move; call step(update=True) first")
+        return move(self, placement)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The plain model's `state_dict()`, on the CPU, on every worker."""
-        tensors = self._collect({name: tensor.detach().cpu() for name, tensor in self._state.tensors.items()})
-        return {key: tensors[self._state.names[key]] for key in self.model.state_dict()}
+        return saving.model_state(self._state, self.model)
 
     def optimizer_state_dict(self) -> dict[str, Any]:
         """The plain optimizer's `state_dict()`, on the CPU, on every worker."""
-        mine = {
-            name: {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in entries.items()}
-            for name, entries in self._state.optimizer_state().items()
-        }
-        states = self._collect(mine)
-        record = self._state.template.state_dict()
-        names = self._parameter_order()
-        record["state"] = {i: states[name] for i, name in enumerate(names) if name in states}
-        return record
-
-    def _parameter_order(self) -> list[str]:
-        """Parameter names in the order of the optimizer's groups, which numbers its state."""
-        by_id = {id(p): self._state.names[n] for n, p in self.model.named_parameters(remove_duplicate=False)}
-        return [by_id[id(p)] for group in self._state.template.param_groups for p in group["params"]]
-
-    def _collect(self, mine: dict[str, Any]) -> dict[str, Any]:
-        everyone: list[Any] = [None] * self.topology.num_devices
-        dist.all_gather_object(everyone, mine)
-        return {name: value for part in everyone for name, value in part.items()}
+        return saving.optimizer_state(self._state, self.model)
 
     def load_state_dict(self, model_state: dict[str, Any], optimizer_state: dict[str, Any] | None = None) -> None:
         """Continue from the plain model's and optimizer's `state_dict()`; call it on every worker.
 
+        Gradients that wait for an update are dropped.
+
         Raises:
             SegueError: if a tensor is missing or has another shape.
         """
-        for key, tensor in self.model.state_dict().items():
-            if key not in model_state or model_state[key].shape != tensor.shape:
-                got = tuple(model_state[key].shape) if key in model_state else "none"
-                raise SegueError(f"state_dict: {key}: expected shape {tuple(tensor.shape)}, got {got}")
-        for name in list(self._state.tensors):
-            tensor = model_state.get(name, self._state.tensors[name])
-            self._state.drop(name)
-            self._state.take(name, tensor)
-        entries: dict[str, dict[str, Any]] = {}
-        if optimizer_state is not None:
-            for mine, theirs in zip(self._state.template.param_groups, optimizer_state["param_groups"], strict=True):
-                mine.update({k: v for k, v in theirs.items() if k != "params"})
-            for number, name in enumerate(self._parameter_order()):
-                if name in self._state.tensors and number in optimizer_state["state"]:
-                    entries[name] = {
-                        k: v.clone() if isinstance(v, torch.Tensor) else v
-                        for k, v in optimizer_state["state"][number].items()
-                    }
-        self._state.rebuild_optimizer(entries)
-
-
-def _capture(model: nn.Module, loss_fn: Any, batch: Any, microbatches: int) -> tuple[Any, int, list[torch.Tensor]]:
-    """The program of one microbatch, the batch's size, and the example microbatch's tensors."""
-    leaves, spec = pytree.tree_flatten(batch)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    total = _batch_size(tensors)
-    if microbatches < 1 or microbatches > total:
-        raise SegueError(f"microbatches must be between 1 and the batch size {total}, got {microbatches}")
-    size = -(-total // microbatches)
-    micro = [_split(leaf, total, size)[0] if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-    example = pytree.tree_unflatten(micro, spec)
-    step = TrainingStep(model, loss_fn).train(model.training)
-    program = capture_program(step, (example,), name=type(model).__name__, prefix="model.")
-    return program, total, [leaf for leaf in micro if isinstance(leaf, torch.Tensor)]
-
-
-def _batch_size(tensors: list[torch.Tensor]) -> int:
-    sizes = [tensor.shape[0] for tensor in tensors if tensor.dim()]
-    if not sizes:
-        raise SegueError("batch: it has no tensor with a batch dimension")
-    return max(sizes)
-
-
-def _split(tensor: torch.Tensor, total: int, size: int) -> list[torch.Tensor]:
-    """A tensor's microbatches; one without the batch dimension goes to each whole."""
-    if tensor.dim() and tensor.shape[0] == total:
-        return list(tensor.split(size))
-    return [tensor] * len(part_sizes(total, size))
+        saving.load(self._state, self.model, model_state, optimizer_state)
+        self.pending = False

@@ -12,6 +12,7 @@ from ..clock import StepReport
 from ..costs import Costs
 from ..placement import Placement
 from .executor import Executor
+from .migration import MoveFailed
 
 _STOP, _STEP = 0, 1
 
@@ -20,7 +21,8 @@ class MeasuredClock:
     """A clock whose every answer is real training: the placement is applied, and the next batches are trained on.
 
     Worker 0 calls `step` and at last `close`; the others call `serve`, which follows until then. A placement that would
-    overflow a device's memory is not tried: its report is the simulator's.
+    overflow a device's memory is not tried: its report is the simulator's. One that the workers could not move to is
+    reported as overflowing; no step is trained for it.
 
     Args:
         executor: the run.
@@ -54,7 +56,7 @@ class MeasuredClock:
             return predicted
         self._tell(_STEP)
         dist.broadcast(torch.from_numpy(placement.devices.copy()), src=0)
-        return self._train(placement)
+        return self._train(placement) or replace(predicted, peak_bytes=2 * predicted.capacity_bytes)
 
     def serve(self) -> None:
         """Follow worker 0 until it closes the clock."""
@@ -72,9 +74,12 @@ class MeasuredClock:
         dist.broadcast(message, src=0)
         return int(message.item())
 
-    def _train(self, placement: Placement) -> StepReport:
+    def _train(self, placement: Placement) -> StepReport | None:
         if placement != self.executor.placement:
-            self.executor.apply(placement)
+            try:
+                self.executor.apply(placement)
+            except MoveFailed:
+                return None
         reports = []
         for _ in range(self._steps):
             self.losses.append(self.executor.step(next(self._batches)))

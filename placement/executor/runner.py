@@ -6,8 +6,10 @@ from typing import Any
 import torch
 
 from ..list_schedule import FORWARD
-from ..program import Program
 from ..schedule import Instruction, Schedule
+from ..topology import Topology
+from .batches import CapturedStep
+from .clipping import clip_gradients
 from .pace import Interval, Pace
 from .segment import LOSS, Argument, Pass, Segment
 from .state import State
@@ -44,9 +46,19 @@ class Plan:
 
 @dataclass
 class StepRecord:
-    """What one worker saw of a step; times in seconds since the step's origin."""
+    """What one worker saw of a step.
 
-    losses: dict[int, torch.Tensor] = field(default_factory=dict)
+    Attributes:
+        outputs: loss and metrics that it computed, by op and microbatch.
+        grad_norm: norm of all workers' gradients, if they were clipped.
+        instructions: what it did.
+        intervals: when, in seconds since the step's origin.
+        transfer_s: seconds its outgoing links were taken.
+        peak_bytes: most memory held at once.
+    """
+
+    outputs: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    grad_norm: float | None = None
     instructions: list[Instruction] = field(default_factory=list)
     intervals: list[Interval] = field(default_factory=list)
     transfer_s: float = 0.0
@@ -57,32 +69,32 @@ class Runner:
     """Executes plans on one worker.
 
     Args:
-        program: the captured model.
+        captured: the captured model.
+        topology: devices and links.
         rank: this worker, and its device.
         pace: how time passes on the device.
         transport: how messages travel.
         state: the tensors the worker owns.
-        capacity_bytes: the device's memory.
-        name: the device's name.
     """
 
     def __init__(
         self,
-        program: Program,
+        captured: CapturedStep,
+        topology: Topology,
         rank: int,
         pace: Pace,
         transport: Transport,
         state: State,
-        capacity_bytes: float,
-        name: str,
     ):
-        self.program = program
+        self.program = captured.program
+        self.metrics = frozenset(captured.metrics.values())
         self.rank = rank
+        self.name = topology.devices[rank].name
+        self.capacity_bytes = topology.devices[rank].memory_bytes
+        self.latency_s = topology.latency_s[rank]
         self.pace = pace
         self.transport = transport
         self.state = state
-        self.capacity_bytes = capacity_bytes
-        self.name = name
         self._segments: dict[Any, Segment] = {}
 
     def segments(self, schedule: Schedule, wiring: Wiring) -> dict[int, Segment]:
@@ -94,25 +106,45 @@ class Runner:
             ops = stages.ops[stages.op_start[stage] : stages.op_start[stage + 1]].tolist()
             key = wiring.signature(stage, ops)
             if key not in self._segments:
-                self._segments[key] = Segment(self.program, wiring, stage, ops, self.pace.torch_device)
+                self._segments[key] = Segment(self.program, wiring, stage, ops, self.pace.torch_device, self.metrics)
             result[stage] = kept[key] = self._segments[key]
         self._segments = kept
         return result
 
-    def run(self, plan: Plan, micros: list[list[torch.Tensor]], origin: float, seed: int) -> StepRecord:
-        """One training step.
+    def run(
+        self,
+        plan: Plan,
+        micros: list[list[torch.Tensor]],
+        origin: float,
+        seed: int,
+        *,
+        scale: float = 1.0,
+        update: bool = True,
+        max_grad_norm: float | None = None,
+    ) -> StepRecord:
+        """One training step, or an evaluation where the program has no backward pass.
 
         Args:
             plan: what to do.
             micros: the batch's tensors for each microbatch.
             origin: start of the step, a reading of `time.monotonic` that all workers agree on.
             seed: of the step's random numbers.
+            scale: the loss is multiplied by it before it is differentiated.
+            update: apply the gradients; else they are kept, and the next step's are added to them.
+            max_grad_norm: clip all workers' gradients to this common norm before they are applied.
         """
-        step = _Step(self, plan, micros, seed)
+        step = _Step(self, plan, micros, seed, scale)
+        program = plan.schedule.programs[self.rank]
         self.pace.start_step(origin)
         self.transport.start_step(step.incoming())
-        for instruction in plan.schedule.programs[self.rank]:
-            step.execute(instruction)
+        for instruction in program:
+            if instruction.kind != "update":
+                step.execute(instruction)
+        if update and max_grad_norm is not None:
+            step.clip(max_grad_norm)
+        for instruction in program:
+            if instruction.kind == "update" and update:
+                step.execute(instruction)
         self.transport.finish_step()
         step.record.intervals = self.pace.intervals()
         step.record.transfer_s = self.transport.transfer_s
@@ -122,7 +154,7 @@ class Runner:
 class _Step:
     """The values, gradients and activations of one step in flight."""
 
-    def __init__(self, runner: Runner, plan: Plan, micros: list[list[torch.Tensor]], seed: int):
+    def __init__(self, runner: Runner, plan: Plan, micros: list[list[torch.Tensor]], seed: int, scale: float):
         self.runner = runner
         self.plan = plan
         self.program = runner.program
@@ -131,7 +163,7 @@ class _Step:
         self.sizes = [self.program.sizes(bindings) for bindings in self.bindings]
         self.batch = [[tensor.to(self.device) for tensor in tensors] for tensors in micros]
         sizes = plan.schedule.sizes
-        self.weights = [size / sum(sizes) for size in sizes]
+        self.weights = [size / sum(sizes) * scale for size in sizes]
         self.fraction = [size / sizes[0] for size in sizes]
         self.seed = seed
         self.values: list[dict[int, torch.Tensor]] = [{} for _ in sizes]
@@ -210,9 +242,11 @@ class _Step:
         values, kept = segment.forward(lambda argument: self._fetch(argument, micro))
         for op in segment.reads:
             self._read(micro, op)
+        for op in values.keys() & self.runner.metrics:
+            self.record.outputs[op, micro] = values[op]
         if self.program.output in values:
-            self.record.losses[micro] = values[self.program.output]
             loss = values[self.program.output]
+            self.record.outputs[self.program.output, micro] = loss
             self.grads[micro][Slot(self.program.output, LOSS)] = torch.full_like(loss, self.weights[micro])
         self.values[micro].update({op: v for op, v in values.items() if self.readers_left[micro].get(op)})
         if self.plan.schedule.stages.has_backward[stage]:
@@ -267,3 +301,10 @@ class _Step:
         del instruction
         self.runner.state.update()
         return self.plan.update_s
+
+    def clip(self, max_norm: float) -> None:
+        """Clip the gradients of all workers; the update then waits for the last backward of all."""
+        ready = self.ready + self.runner.latency_s
+        norm, arrival = clip_gradients(self.runner.state, max_norm, ready.tolist())
+        self.record.grad_norm = norm
+        self.arrival = max(self.arrival, arrival)

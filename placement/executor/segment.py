@@ -1,6 +1,6 @@
 """`Segment`: the ops of one stage as a function with a forward and a backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -47,13 +47,24 @@ class Segment:
         stage: which stage.
         ops: its ops, ascending.
         device: where its tensors live.
+        metrics: ops of the program whose values are returned beside the loss.
     """
 
-    def __init__(self, program: Program, wiring: Wiring, stage: int, ops: list[int], device: torch.device):
+    def __init__(
+        self,
+        program: Program,
+        wiring: Wiring,
+        stage: int,
+        ops: list[int],
+        device: torch.device,
+        metrics: Collection[int] = (),
+    ):
         self.program = program
         self.stage = stage
         self.ops = ops
-        self.values = [op for op in ops if op in wiring.read_elsewhere or op == program.output]
+        self.values = [op for op in ops if op in wiring.read_elsewhere or op == program.output or op in metrics]
+        # The whole program's, so that an op runs the same kernel in whichever stage it is.
+        self.differentiates = bool(program.graph.requires_grad.any())
         self.reads = wiring.reads.get(stage, [])
         self.arguments: list[Argument] = []
         self.root_slots: list[Slot] = []
@@ -66,7 +77,7 @@ class Segment:
             fetch: gives the tensor or number of each argument.
 
         Returns:
-            The values that other stages read (detached), and what `backward` needs.
+            The values that other stages read, the loss and metrics (detached), and what `backward` needs.
         """
         kept = Pass()
         given = []
@@ -76,7 +87,7 @@ class Segment:
                 value = value.detach().requires_grad_()
                 kept.leaves[argument.key] = value
             given.append(value)
-        with torch.enable_grad():
+        with torch.set_grad_enabled(self.differentiates):
             outputs = self._function(*given)
         values = dict(zip(self.values, outputs, strict=False))
         roots = outputs[len(self.values) :]

@@ -101,6 +101,11 @@ class State:
             optimizer.state[self.tensors[name]] = entries
         self.optimizer = optimizer
 
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """The gradient of every parameter that has one, those of a shared parameter's readers summed up."""
+        self._fold_shared()
+        return {name: tensor.grad for name, tensor in self.tensors.items() if tensor.grad is not None}
+
     def update(self) -> None:
         """One optimizer step over the gradients there are; they are freed."""
         if self.optimizer is None:
@@ -109,19 +114,24 @@ class State:
             mine.update({key: value for key, value in theirs.items() if key != "params"})
         self._fold_shared()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for leaf in self.leaves.values():
-            leaf.grad = None
+        for tensor in self.tensors.values():
+            tensor.grad = None
+
+    def tell_schedulers(self) -> None:
+        """Mark the user's optimizer as stepped, or a scheduler over it would warn that it steps too early."""
+        self.template._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]
 
     def _fold_shared(self) -> None:
-        """Sum the gradients of a shared parameter's readers, from the last to the first."""
+        """Sum the gradients of a shared parameter's readers, from the last to the first, and free them."""
         for name in {name for name, _ in self.leaves}:
             total = None
             for op in reversed(self.uses[name]):
-                grad = self.leaves[name, op].grad
-                if grad is not None:
-                    total = grad if total is None else total + grad
-            self.tensors[name].grad = total
+                leaf = self.leaves[name, op]
+                if leaf.grad is not None:
+                    total = leaf.grad if total is None else total + leaf.grad
+                    leaf.grad = None
+            if total is not None:
+                self.tensors[name].grad = total
 
     def nbytes(self) -> int:
         """Bytes of tensors, gradients and optimizer state."""

@@ -40,6 +40,46 @@ class Expected:
     layouts: list[Layout]
 
 
+@dataclass
+class Message:
+    """The buffer that a message's tensors travel in.
+
+    Attributes:
+        layouts: of its tensors.
+        places: where each tensor begins in the buffer, and where the last ends, bytes.
+        buffer: all of them, `uint8`.
+        codes: memory order of each tensor, as `encode_order` gives it; part of the buffer, or sent ahead of it.
+    """
+
+    layouts: list[Layout]
+    places: list[int]
+    buffer: torch.Tensor
+    codes: torch.Tensor
+
+    @property
+    def payload(self) -> int:
+        """Bytes of the tensors' elements."""
+        return sum(layout.nbytes for layout in self.layouts)
+
+    def fill(self, tensors: Sequence[torch.Tensor], non_blocking: bool) -> None:
+        """Copy tensors in, each laid out as it lies in memory."""
+        codes = self.codes.numpy()
+        for i, (tensor, layout) in enumerate(zip(tensors, self.layouts, strict=True)):
+            order = memory_order(tensor)
+            codes[i] = encode_order(order)
+            part = self.buffer[self.places[i] : self.places[i] + layout.nbytes].view(layout.dtype)
+            part.copy_(tensor.permute(order).reshape(-1), non_blocking=non_blocking)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Its tensors, as views of the buffer."""
+        views = []
+        for i, (layout, code) in enumerate(zip(self.layouts, self.codes.tolist(), strict=False)):
+            order = decode_order(int(code), len(layout.shape))
+            part = self.buffer[self.places[i] : self.places[i] + layout.nbytes].view(layout.dtype)
+            views.append(part.view([layout.shape[d] for d in order]).permute(np.argsort(order).tolist()))
+        return views
+
+
 def _header(count: int) -> int:
     """Bytes before the tensors: the arrival time, and a code of each tensor's memory order."""
     return -(-8 * (1 + count) // ALIGN) * ALIGN
@@ -59,6 +99,9 @@ class Transport:
     Messages of one link arrive in the order in which they are sent; their tag is their number on the link. Buffers are host
     memory (pinned where there is a GPU). Links between emulated devices deliver a message at the declared time: the sender
     stamps it, the receiver waits for the stamp.
+
+    A step receives and sends as it goes (`start_step`, `send`, `receive`, `finish_step`). A move first makes all its messages
+    (`blank`, `pack`), and posts them once every worker has (`expect`, `dispatch`).
     """
 
     def __init__(self, topology: Topology, rank: int, device: torch.device):
@@ -80,44 +123,57 @@ class Transport:
         self.sent_bytes = np.zeros(self.num_devices)
         self.transfer_s = 0.0
         self._numbers = np.zeros(self.num_devices, int)
+        self._expected = np.zeros(self.num_devices, int)
         self._sends: list[tuple[Any, torch.Tensor]] = []
-        self._waiting = {source: deque(enumerate(messages)) for source, messages in incoming.items()}
-        self._posted: dict[Any, tuple[Any, torch.Tensor, Expected]] = {}
+        self._waiting = {source: deque(messages) for source, messages in incoming.items()}
+        self._posted: dict[Any, tuple[Any, Message]] = {}
         self._source = {message.key: source for source, messages in incoming.items() for message in messages}
         for source in incoming:
             for _ in range(AHEAD):
                 self._post(source)
 
-    def _buffer(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.pinned)
-
     def _post(self, source: int) -> None:
-        if self._waiting[source]:
-            number, expected = self._waiting[source].popleft()
-            buffer = self._buffer(offsets(expected.layouts, _header(len(expected.layouts)))[-1])
-            work = dist.irecv(buffer, src=source, tag=number)
-            self._posted[expected.key] = (work, buffer, expected)
+        if self._waiting.get(source):
+            expected = self._waiting[source].popleft()
+            self.expect(expected.key, source, self.blank(expected.layouts))
+
+    def blank(self, layouts: list[Layout]) -> Message:
+        """A message with nothing in it yet."""
+        places = offsets(layouts, _header(len(layouts)))
+        buffer = torch.empty(places[-1], dtype=torch.uint8, pin_memory=self.pinned)
+        return Message(layouts, places, buffer, buffer[8 : 8 * (1 + len(layouts))].view(torch.float64))
+
+    def pack(self, tensors: Sequence[torch.Tensor]) -> Message:
+        """A message of these tensors."""
+        message = self.blank([Layout(tuple(t.shape), t.dtype) for t in tensors])
+        message.fill(tensors, non_blocking=self.pinned)
+        return message
+
+    def expect(self, key: Any, source: int, message: Message) -> None:
+        """Start receiving the next message of a link into `message`; `receive` knows it as `key`."""
+        self._source[key] = source
+        work = self._post_receive(message, source, int(self._expected[source]))
+        self._expected[source] += 1
+        self._posted[key] = (work, message)
+
+    def _post_receive(self, message: Message, source: int, number: int) -> Any:
+        return dist.irecv(message.buffer, src=source, tag=number)
 
     def send(self, target: int, tensors: Sequence[torch.Tensor], ready: float) -> None:
         """Start sending `tensors` to worker `target`; `ready` is when they were done (`time.monotonic`)."""
-        layouts = [Layout(tuple(t.shape), t.dtype) for t in tensors]
-        places = offsets(layouts, _header(len(layouts)))
-        buffer = self._buffer(places[-1])
-        header = np.zeros(1 + len(tensors))
-        payload = sum(layout.nbytes for layout in layouts)
-        header[0] = self._arrival(target, payload, ready)
-        for i, (tensor, layout) in enumerate(zip(tensors, layouts, strict=True)):
-            order = memory_order(tensor)
-            header[1 + i] = encode_order(order)
-            part = buffer[places[i] : places[i] + layout.nbytes].view(layout.dtype)
-            part.copy_(tensor.permute(order).reshape(-1), non_blocking=self.pinned)
-        buffer[: header.nbytes] = torch.from_numpy(header.view(np.uint8))
+        self.dispatch(target, self.pack(tensors), ready)
+
+    def dispatch(self, target: int, message: Message, ready: float) -> None:
+        """Start sending a message that `pack` has made."""
+        self._post_send(message, target, int(self._numbers[target]), ready)
+        self._numbers[target] += 1
+        self.sent_bytes[target] += message.payload
+
+    def _post_send(self, message: Message, target: int, number: int, ready: float) -> None:
+        message.buffer[:8].view(torch.float64)[0] = self._arrival(target, message.payload, ready)
         if self.pinned:
             torch.cuda.current_stream(self.device).synchronize()
-        work = dist.isend(buffer, dst=target, tag=int(self._numbers[target]))
-        self._numbers[target] += 1
-        self.sent_bytes[target] += payload
-        self._sends.append((work, buffer))
+        self._sends.append((dist.isend(message.buffer, dst=target, tag=number), message.buffer))
 
     def _arrival(self, target: int, payload: int, ready: float) -> float:
         if self.channels is None:
@@ -132,21 +188,25 @@ class Transport:
         while key not in self._posted:
             # The sender is far ahead: messages for later come before this one.
             self._post(source)
-        work, buffer, expected = self._posted.pop(key)
+        work, message = self._posted.pop(key)
         self._post(source)
         begin = time.monotonic()
         work.wait()
         if not self.emulated:
             self.transfer_s += time.monotonic() - begin
-        header = buffer[: 8 * (1 + len(expected.layouts))].view(torch.float64)
-        places = offsets(expected.layouts, _header(len(expected.layouts)))
-        tensors = []
-        for i, layout in enumerate(expected.layouts):
-            order = decode_order(int(header[1 + i]), len(layout.shape))
-            part = buffer[places[i] : places[i] + layout.nbytes].view(layout.dtype)
-            part = part.view([layout.shape[d] for d in order]).permute(np.argsort(order).tolist())
-            tensors.append(part.to(self.device, non_blocking=True) if self.pinned else part)
-        return tensors, float(header[0])
+        tensors = message.tensors()
+        if self.pinned:
+            tensors = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+        return tensors, float(message.buffer[:8].view(torch.float64)[0])
+
+    def drain(self) -> None:
+        """Wait for every message that has been posted and not been received; what is in them is lost."""
+        for key in list(self._posted):
+            self._wait(self._posted.pop(key)[0])
+        self.finish_step()
+
+    def _wait(self, work: Any) -> None:
+        work.wait()
 
     def finish_step(self) -> None:
         """Wait until everything sent has left."""

@@ -138,6 +138,39 @@ def test_one_slow_step_is_no_drift() -> None:
     assert actions(controller) == ["move", "keep"]
 
 
+def make_controller(thinker: Thinker) -> Controller:
+    beliefs = Beliefs(GRAPH, TOPOLOGY, PROFILE, SIZES)
+    start = Placement(np.zeros(OPS, np.int64), len(SIZES))
+    return Controller(beliefs, start, GRAPH.parameter_bytes * 3, STEPS, CONFIG, thinker)  # pyright: ignore
+
+
+def test_ops_are_placed_before_the_first_step_and_then_measured() -> None:
+    controller = make_controller(Thinker(BETTER))
+    decision = controller.place(0)
+    assert decision is not None
+    assert (decision.action, decision.step) == ("move", 0)
+    assert decision.why.startswith("before the first measurement; predicted ")
+    assert decision.measured_before_s is None
+    assert truth(TOPOLOGY.speed).step_time(controller.placement.devices) < truth(TOPOLOGY.speed).step_time(
+        np.zeros(OPS, np.int64)
+    )
+    clock = truth(TOPOLOGY.speed)
+    controller.moved(0.01)
+    for step in range(STEPS):
+        if controller.observe(step, clock.step(controller.placement)) is not None:
+            controller.moved(0.01)
+    assert "judge" not in controller._phase
+
+
+def test_a_move_that_the_workers_refuse_is_noted_and_changes_nothing() -> None:
+    controller = make_controller(Thinker(BETTER))
+    assert controller.place(0) is not None
+    controller.refused(-1, "worker 1: no memory")
+    assert actions(controller) == ["move", "refused"]
+    assert "worker 1: no memory" in controller.log[-1].why
+    assert not controller.placement.devices.any()
+
+
 def test_the_same_steps_give_the_same_decisions() -> None:
     slow = {30: TOPOLOGY.speed / np.array([3.0, 1.0])}
 

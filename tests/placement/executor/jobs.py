@@ -95,6 +95,17 @@ def compare_moving_directly(topology: Topology, cases: list[str]) -> dict[str, A
     return compare_moving(topology, cases)
 
 
+def assert_same_bits(runs: list[tuple[list[float], dict, dict]]) -> None:
+    """Losses, model state and optimizer state of the first run are those of all others, bit for bit."""
+    (losses, state, optimizer), *others = runs
+    for other_losses, other_state, other_optimizer in others:
+        assert other_losses == losses
+        assert all(torch.equal(state[name], other_state[name]) for name in state)
+        for number, entries in optimizer["state"].items():
+            for key, value in entries.items():
+                assert torch.equal(value, other_optimizer["state"][number][key])
+
+
 def plain(case: str) -> tuple[list[float], nn.Module, torch.optim.Optimizer]:
     """The same run in plain PyTorch."""
     build, _, loss_fn = CASES[case]

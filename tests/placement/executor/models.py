@@ -95,3 +95,40 @@ def tokens(step: int, count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
 
 def token_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(logits, target.flatten())
+
+
+class TextLoss(nn.Module):
+    """A language model that takes a dict and returns its loss with a metric and with what is neither."""
+
+    def __init__(self, longest: int = 100) -> None:
+        super().__init__()
+        self.model = TiedLanguageModel()
+        self.longest = longest
+
+    def forward(self, text: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.model(text)
+        if text.shape[1] > self.longest:
+            logits = torch.tanh(logits)
+        correct = (logits.argmax(-1) == target.flatten()).float()
+        return {"loss": token_loss(logits, target), "accuracy": correct.mean(), "logits": logits}
+
+
+def text(step: int, count: int = 8, length: int = 5) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "text": torch.randint(0, 11, (count, length), generator=generator),
+        "target": torch.randint(0, 11, (count, length), generator=generator),
+    }
+
+
+def loss_and_accuracy(logits: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+    loss = nn.functional.cross_entropy(logits, target)
+    return {
+        "loss": loss + 1e-2 * logits.square().mean(),
+        "entropy": loss,
+        "correct": (logits.argmax(-1) == target).float().mean(),
+    }
+
+
+def loss_and_mean(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return nn.functional.cross_entropy(logits, target), logits.mean()

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from segue.placement.discover import discover
 from segue.placement.executor import launch
+from segue.placement.topology import Topology, uniform_links
 from tests.placement.executor import jobs
 
 pytestmark = [
@@ -13,10 +16,20 @@ pytestmark = [
 CASES = ["branches", "tied", "frozen"]
 
 
-@pytest.fixture(scope="module")
-def runs() -> list:
-    """Some cases on this machine's GPUs (and its CPU beside a single one), never moved and moved at random."""
-    topology = discover()
+def shared() -> Topology:
+    """Two workers on the first GPU, and one on the CPU."""
+    found = discover()
+    gpu = next(device for device in found.devices if device.kind == "cuda")
+    halves = [replace(gpu, name=f"{gpu.name}-{half}", memory_bytes=gpu.memory_bytes / 2) for half in "ab"]
+    cpu = replace(gpu, name="cpu", kind="cpu", speed=0.05, cores=(0,), model="", memory_bytes=8e9)
+    names = [device.name for device in (*halves, cpu)]
+    return Topology("shared-gpu", (*halves, cpu), uniform_links(names, 2e-4, 2e9))
+
+
+@pytest.fixture(scope="module", params=["found", "shared"])
+def runs(request: pytest.FixtureRequest) -> list:
+    """Some cases on this machine's GPUs, or with workers that share one, never moved and moved at random."""
+    topology = discover() if request.param == "found" else shared()
     return launch(jobs.compare_moving, topology, topology, CASES, timeout_s=250.0)
 
 

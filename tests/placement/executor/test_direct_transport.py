@@ -23,13 +23,7 @@ def runs() -> list:
 
 @pytest.mark.parametrize("case", CASES)
 def test_messages_matched_by_their_order_alone_change_no_bit(runs: list, case: str) -> None:
-    (losses, state, optimizer), *moved = runs[0][case]
-    for other_losses, other_state, other_optimizer in moved:
-        assert other_losses == losses
-        assert all(torch.equal(state[name], other_state[name]) for name in state)
-        for number, entries in optimizer["state"].items():
-            for key, value in entries.items():
-                assert torch.equal(value, other_optimizer["state"][number][key])
+    jobs.assert_same_bits(runs[0][case])
 
 
 @pytest.mark.parametrize("case", CASES)

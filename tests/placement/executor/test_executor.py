@@ -32,13 +32,7 @@ def runs() -> list:
 
 @pytest.mark.parametrize("case", jobs.CASES)
 def test_moving_changes_no_bit_of_losses_parameters_and_optimizer_state(runs: list, case: str) -> None:
-    (losses, state, optimizer), *moved = runs[0][case]
-    for other_losses, other_state, other_optimizer in moved:
-        assert other_losses == losses
-        assert all(torch.equal(state[name], other_state[name]) for name in state)
-        for number, entries in optimizer["state"].items():
-            for key, value in entries.items():
-                assert torch.equal(value, other_optimizer["state"][number][key])
+    jobs.assert_same_bits(runs[0][case])
 
 
 @pytest.mark.parametrize("case", [case for case in jobs.CASES if case != "dropout"])
