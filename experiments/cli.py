@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..placement.errors import SegueError
-from .planning_options import add_bench, add_compare, add_place, add_profile
+from .planning_options import add_bench, add_compare, add_launch, add_place, add_profile, add_retry
 
 if TYPE_CHECKING:
     from .run_config import RunConfig
@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    add_launch(commands)
     _add_train(commands)
     add_compare(commands)
     add_place(commands)
@@ -73,8 +74,21 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--checkpoint-every", type=int, default=50, help="steps between checkpoints")
     run.add_argument("--run-dir", default="", help="folder to write to (default: runs/DATE-TIME)")
     run.add_argument(
-        "--resume", metavar="RUN_DIR", default="", help="go on with a stopped run; other options are its own"
+        "--resume",
+        metavar="RUN_DIR",
+        default="",
+        help="go on with a stopped run; but for --elastic and --verify, its options are its own",
     )
+    run.add_argument(
+        "--elastic",
+        action="store_true",
+        help="when a worker is killed or hangs, go on from the last checkpoint on the other devices",
+    )
+    add_retry(run)
+    run.add_argument(
+        "--trace", metavar="STEPS", default="", help="write these steps' measured timelines for Perfetto: 3,10-12"
+    )
+    run.add_argument("--tensorboard", action="store_true", help="write TensorBoard curves into the run folder")
     run.add_argument("--verify", action="store_true", help="afterwards, compare the losses with plain PyTorch's")
 
 
@@ -102,9 +116,10 @@ def _add_train(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from .run import resume_run, start_run
 
+    retry_s = options.retry_after if options.elastic else None
     if options.resume:
-        return resume_run(options.resume, verify=options.verify)
-    return start_run(run_config(options), verify=options.verify)
+        return resume_run(options.resume, verify=options.verify, retry_s=retry_s)
+    return start_run(run_config(options), verify=options.verify, retry_s=retry_s)
 
 
 def run_config(options: argparse.Namespace) -> "RunConfig":
@@ -113,8 +128,11 @@ def run_config(options: argparse.Namespace) -> "RunConfig":
     Raises:
         SegueError: naming the option that is wrong.
     """
-    from .run_config import RunConfig, SlowDown, find_topology
+    from .run_config import RunConfig, SlowDown, find_topology, parse_steps
+    from .tensorboard import check_tensorboard
 
+    if options.tensorboard:
+        check_tensorboard()
     for name in ("steps", "batch_size", "microbatches", "image_size", "evaluations", "checkpoint_every"):
         if getattr(options, name) < 1:
             raise SegueError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(options, name)}")
@@ -146,6 +164,8 @@ def run_config(options: argparse.Namespace) -> "RunConfig":
         evaluations=options.evaluations,
         checkpoint_every=options.checkpoint_every,
         run_dir=options.run_dir or time.strftime("runs/%Y%m%d-%H%M%S"),
+        trace=parse_steps(options.trace, options.steps) if options.trace else (),
+        tensorboard=options.tensorboard,
     )
 
 

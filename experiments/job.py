@@ -1,5 +1,6 @@
 """The training run as each worker lives it."""
 
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,21 +13,25 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from ..agent.beliefs import Beliefs
-from ..agent.controller import Controller, ControllerConfig, Decision
-from ..placement.costs import part_sizes
+from ..agent.controller import ControllerConfig, Decision
+from ..agent.pilot import Pilot
+from ..agent.proposer import Request, answer
 from ..placement.errors import SegueError
-from ..placement.executor import Executor, probe
+from ..placement.executor import Checkpoint, CheckpointFailed, Executor, load_checkpoint, probe, save_checkpoint
 from ..placement.graph import Graph
-from ..placement.placement import Placement
+from ..placement.placement import Placement, colocate
 from ..placement.planners import plan
+from ..placement.topology import Topology
 from .data import ImageData, batches, load_data
 from .models import build_model, load_user_model
 from .run_config import RunConfig
-from .run_files import STOP, RunFiles, read_checkpoint
+from .run_files import CHECKPOINTS, STOP, RunFiles
+from .tensorboard import Board
 from .trace import write_traces
+from .watching import Watching
 
-STAY, MOVE, STOP_HERE = 0, 1, 2
+SETTLED = 2
+"""Steps after a change of placement or pace until the timeline is looked at."""
 
 
 def make_model(config: RunConfig, data: ImageData) -> nn.Module:
@@ -58,13 +63,18 @@ class Outcome:
     loop_s: float
 
 
-def train(config: RunConfig, resume: bool) -> Outcome:
+def train(config: RunConfig, here: Topology, resume: bool) -> Outcome:
     """Train to the end or until a stop is asked for; called on every worker.
+
+    Args:
+        config: the run.
+        here: those of its devices that there are.
+        resume: go on from its last checkpoint.
 
     Raises:
         SegueError: for bad input found on the way, the same on every worker.
     """
-    job = _Job(config, resume)
+    job = _Job(config, here, resume)
     try:
         return job.run()
     finally:
@@ -74,32 +84,39 @@ def train(config: RunConfig, resume: bool) -> Outcome:
 class _Job:
     """The run's state on one worker."""
 
-    def __init__(self, config: RunConfig, resume: bool):
+    def __init__(self, config: RunConfig, here: Topology, resume: bool):
         self.config = config
         self.folder = Path(config.run_dir)
         self.rank = dist.get_rank()
         self.files: RunFiles | None = None
-        self.controller: Controller | None = None
+        self.pilot: Pilot | None = None
+        self.watching: Watching | None = None
         self.data = load_data(config.data, config.image_size)
-        self.topology = probe(config.devices())
-        saved = read_checkpoint(self.folder) if resume else None
-        self.first_step = saved["step"] if saved else 0
-        self.executor = self._executor(saved)
-        graph = self.executor.graph
-        self.executor.apply(self._start(graph) if saved is None else self._saved_placement(saved))
-        if saved is not None:
-            self.executor.load_state_dict(saved["model"], saved["optimizer"])
-            self.executor.steps = self.first_step
+        self.topology = probe(here)
+        self.all_devices = Topology.load(self.folder / "topology.yaml") if resume else self.topology
+        self.executor = self._executor(resume)
+        saved = load_checkpoint(self.executor, self.folder / CHECKPOINTS) if resume else None
+        self.first_step = self.executor.steps
+        moved = None
+        if saved is None:
+            self.executor.apply(self._start(self.executor.graph))
+        else:
+            moved = self._go_on(saved)
         self._slow_down(range(self.first_step))
         if self.rank == 0:
-            self._open(graph, resume)
+            self._open(resume)
+        if moved is not None:
+            self._decided(moved)
+        if config.agent:
+            settings = ControllerConfig(evaluations=config.evaluations, seed=config.seed, policy_path=config.policy)
+            self.pilot = Pilot(self.executor, config.steps, settings, self._decided)
         if not resume:
-            self._checkpoint(0)
+            self._checkpoint()
 
-    def _executor(self, saved: dict[str, Any] | None) -> Executor:
+    def _executor(self, resume: bool) -> Executor:
         config = self.config
         model = make_model(config, self.data)
-        profile = self.folder / "profile.json" if saved else config.profile
+        profile = self.folder / "profile.json" if resume else config.profile
         return Executor(
             model,
             optimizer=make_optimizer(config, model),
@@ -111,8 +128,38 @@ class _Job:
             seed=config.seed,
         )
 
-    def _saved_placement(self, saved: dict[str, Any]) -> Placement:
-        return Placement(np.array(saved["placement"], np.int64), self.config.microbatches)
+    def _go_on(self, saved: Checkpoint) -> Decision | None:
+        """Place the ops as they were; where the devices are others, as the policy decides, which is returned."""
+        before, executor = saved.extra["devices"], self.executor
+        names = [device.name for device in self.topology.devices]
+        if before == names and saved.placement is not None:
+            executor.apply(saved.placement)
+            return None
+        devices = executor.placement.devices
+        if self.rank == 0:
+            devices = self._replan(np.array(saved.extra["placement"]), before, names)
+        executor.apply(Placement(devices, self.config.microbatches))
+        where = zip(executor.graph.names, saved.extra["placement"], executor.placement.devices.tolist(), strict=True)
+        moves = {op: [before[old], names[new]] for op, old, new in where if before[old] != names[new]}
+        why = f"the devices are now {', '.join(names)}, not {', '.join(before)}"
+        return Decision(self.first_step, "move", why, ops_moved=len(moves), moves=moves)
+
+    def _replan(self, devices: np.ndarray, before: list[str], names: list[str]) -> np.ndarray:
+        """The policy's placement for other devices than before, from the nearest to the old one."""
+        fastest = int(self.topology.speed.argmax())
+        position = np.array([names.index(name) if name in names else fastest for name in before])
+        executor, config = self.executor, self.config
+        request = Request(
+            clock=executor.clock(),
+            start=Placement(colocate(position[devices], executor.graph), config.microbatches),
+            move_seconds=executor.op_bytes * self.topology.seconds_per_byte.max(),
+            pause_s=0.0,
+            horizon_steps=max(1, config.steps - self.first_step),
+            evaluations=config.evaluations,
+            seed=config.seed,
+            policy_path=config.policy,
+        )
+        return answer(request).placement.devices
 
     def _start(self, graph: Graph) -> Placement:
         """The placement to begin with, from a file or a planner, if it fits."""
@@ -134,28 +181,25 @@ class _Job:
             )
         return placement
 
-    def _open(self, graph: Graph, resume: bool) -> None:
+    def _open(self, resume: bool) -> None:
+        graph = self.executor.graph
         self.files = RunFiles(self.folder, self.first_step)
         if not resume:
             graph.save(self.folder / "graph.json")
             self.topology.save(self.folder / "topology.yaml")
             self.executor.profile.save(self.folder / "profile.json", graph)
             self._save_placement("placement-start.json")
-        if self.config.agent:
-            self.controller = self._controller()
+        names = [device.name for device in self.topology.devices]
+        board = Board(self.folder, names, self.first_step) if self.config.tensorboard else None
+        self.watching = Watching(self.executor, self.files, board)
 
-    def _controller(self) -> Controller:
-        config, executor = self.config, self.executor
-        sizes = tuple(part_sizes(executor.batch_size, executor.micro_size))
-        beliefs = Beliefs(
-            executor.graph, self.topology, executor.profile, sizes, executor.optimizer_state_per_parameter
-        )
-        settings = ControllerConfig(evaluations=config.evaluations, seed=config.seed, policy_path=config.policy)
-        return Controller(beliefs, executor.placement, executor.op_bytes, config.steps, settings)
+    def _decided(self, decision: Decision) -> None:
+        if self.files is not None:
+            self.files.decision(decision)
 
     def _slow_down(self, steps: range | list[int]) -> None:
         for event in self.config.slow:
-            if event.step in steps:
+            if event.step in steps and event.device in self.topology.index:
                 self.executor.slow(self.topology.index[event.device], event.factor)
 
     def run(self) -> Outcome:
@@ -164,27 +208,50 @@ class _Job:
         begin, stopped, pause = time.monotonic(), False, 0.0
         bar = tqdm(total=config.steps, initial=self.first_step, unit="step", disable=self.rank != 0, dynamic_ncols=True)
         step = self.first_step
+        look = {SETTLED, step + SETTLED, *(event.step + SETTLED for event in config.slow)}
         for step, batch in enumerate(run_batches(config, self.data, self.first_step), self.first_step):
             self._slow_down([step])
-            timeline = step in (2, config.steps - 1)
+            timeline = step in look or step in config.trace or step == config.steps - 1
             loss = executor.step(batch, timeline=timeline)
-            if timeline and self.rank == 0:
-                self._write_trace("start" if step == 2 else "end")
-            order, pause = self._after(step, loss, pause)
+            self._show(step, loss)
+            if self.files is not None:
+                self.files.step(step, loss, self._report().step_time_s, pause, self._busy())
+            pause = self._move(step + 1, look)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.4f}, {self._report().step_time_s * 1e3:.0f} ms/step")
-            if order == STOP_HERE:
-                stopped = True
+            stopped = self._stop_asked()
+            if stopped:
                 break
             if (step + 1) % config.checkpoint_every == 0:
-                self._checkpoint(step + 1)
+                self._checkpoint()
         bar.close()
         done = step + 1
-        self._checkpoint(done)
+        self._checkpoint()
         if self.rank == 0:
             self._save_placement("placement-end.json")
-        log = [decision.to_record() for decision in self.controller.log] if self.controller else []
+        log = [decision.to_record() for decision in self.pilot.log] if self.pilot else []
         return Outcome(done, stopped, log, executor.overruns, time.monotonic() - begin)
+
+    def _move(self, next_step: int, look: set[int]) -> float:
+        """Let the agent move ops; returns the pause that it took."""
+        moved = self.pilot.after_step() if self.pilot is not None else None
+        if self.pilot is None or moved is None:
+            return 0.0
+        look.add(next_step + SETTLED)
+        if self.rank == 0:
+            self._save_placement(f"placement-step-{next_step:05d}.json", self.pilot.log[-1].predicted_after_s)
+        return moved.pause_s
+
+    def _stop_asked(self) -> bool:
+        """Whether somebody has asked worker 0 for a stop; the same on every worker."""
+        asked = torch.tensor([self.rank == 0 and (self.folder / STOP).exists()])
+        dist.broadcast(asked, src=0)
+        return bool(asked.item())
+
+    def _busy(self) -> list[float]:
+        """Busy seconds of all devices of the run; 0 where one is not there."""
+        busy = dict(zip(self.topology.index, self._report().busy_s.tolist(), strict=True))
+        return [busy.get(name, 0.0) for name in self.all_devices.index]
 
     def _report(self) -> Any:
         report = self.executor.report
@@ -192,38 +259,17 @@ class _Job:
             raise RuntimeError("no step has been run")
         return report
 
-    def _after(self, step: int, loss: float, pause_s: float) -> tuple[int, float]:
-        """Write the step down, let the controller decide, and do what it says; returns the order and the pause it took."""
-        order, decision = STAY, None
-        if self.files is not None:
-            self.files.step(step, loss, self._report(), pause_s)
-            decision = self._decide(step)
-            order = MOVE if decision else STAY
-            if (self.folder / STOP).exists():
-                order, decision = STOP_HERE, None
-        message = torch.tensor([order])
-        dist.broadcast(message, src=0)
-        order = int(message.item())
-        if order != MOVE:
-            return order, 0.0
-        target = torch.empty(self.executor.graph.num_ops, dtype=torch.int64)
-        if self.controller is not None:
-            target.copy_(torch.from_numpy(self.controller.placement.devices))
-        dist.broadcast(target, src=0)
-        moved = self.executor.apply(Placement(target.numpy(), self.config.microbatches))
-        if self.controller is not None and decision is not None:
-            self.controller.moved(moved.pause_s)
-            self._save_placement(f"placement-step-{decision.step:05d}.json", decision.predicted_after_s)
-        return order, moved.pause_s
-
-    def _decide(self, step: int) -> Decision | None:
-        if self.controller is None or self.files is None or step + 1 >= self.config.steps:
-            return None
-        known = len(self.controller.log)
-        decision = self.controller.observe(step, self._report())
-        for entry in self.controller.log[known:]:
-            self.files.decision(entry)
-        return decision
+    def _show(self, step: int, loss: float) -> None:
+        """Traces, warnings and curves of a step."""
+        if self.watching is None:
+            return
+        if step == SETTLED:
+            self._write_trace("start")
+        if step == self.config.steps - 1:
+            self._write_trace("end")
+        if step in self.config.trace:
+            self._write_trace(f"step-{step:05d}")
+        self.watching.step(step, loss, self._report())
 
     def _write_trace(self, when: str) -> None:
         predicted = self.executor.clock().step(self.executor.placement, timeline=True)
@@ -232,21 +278,25 @@ class _Job:
         write_traces(self.folder / f"trace-{when}.json", timelines)
 
     def _save_placement(self, name: str, predicted_s: float | None = None) -> None:
-        executor = self.executor
-        executor.placement.save(self.folder / name, executor.graph, self.topology, predicted_step_time_s=predicted_s)
+        graph, placement = self.executor.graph, self.executor.placement
+        position = np.array([self.all_devices.index[name] for name in self.topology.index])
+        placement = Placement(position[placement.devices], placement.microbatches)
+        placement.save(self.folder / name, graph, self.all_devices, predicted_step_time_s=predicted_s)
 
-    def _checkpoint(self, step: int) -> None:
-        record = {
-            "step": step,
-            "placement": self.executor.placement.devices.tolist(),
-            "model": self.executor.state_dict(),
-            "optimizer": self.executor.optimizer_state_dict(),
-        }
-        if self.files is not None:
-            self.files.checkpoint(record)
+    def _checkpoint(self) -> None:
+        """Save the run; if that fails it goes on, and the checkpoint before stays."""
+        extra = {"devices": list(self.topology.index), "placement": self.executor.placement.devices.tolist()}
+        try:
+            save_checkpoint(self.executor, self.folder / CHECKPOINTS, extra)
+        except CheckpointFailed as error:
+            if self.files is not None:
+                tqdm.write(f"segue: step {self.executor.steps}: no checkpoint: {error}", file=sys.stderr)
+                self.files.decision(Decision(self.executor.steps, "warn", f"no checkpoint: {error}"))
 
     def close(self) -> None:
+        if self.watching is not None:
+            self.watching.close()
         if self.files is not None:
             self.files.close()
-        if self.controller is not None:
-            self.controller.close()
+        if self.pilot is not None:
+            self.pilot.close()

@@ -147,7 +147,7 @@ def add_profile(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     profile.set_defaults(command=_profile)
-    profile.add_argument("--model", default="inception", help="zoo name, hf:NAME, or path/to/file.py:function")
+    profile.add_argument("--model", default="inception", help=_MODEL)
     profile.add_argument("--device", default="", help="cpu (one core) or cuda:N (default: cuda:0 if there is one)")
     profile.add_argument("--batch-size", type=int, default=64, help="samples a step")
     profile.add_argument("--microbatches", type=int, default=8, help="parts that a batch is cut into; one is measured")
@@ -165,3 +165,50 @@ def _profile(options: argparse.Namespace) -> int:
     from .profile_command import profile_command
 
     return profile_command(options)
+
+
+def add_launch(commands: Any) -> None:
+    """Add `segue launch` to the command line."""
+    launch = commands.add_parser(
+        "launch",
+        help="run your own script, with a worker for each device",
+        description="Run a script in one process for each device of a topology on this machine. In the script, `join()` and "
+        "`topology_of_run()` of segue.placement.executor find the other workers and the devices.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    launch.set_defaults(command=_launch)
+    launch.add_argument("--topology", default="this-machine", help="this-machine, auto, a preset, or a .yaml file")
+    launch.add_argument(
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="a worker that hears nothing for so long gives up",
+    )
+    launch.add_argument(
+        "--elastic",
+        action="store_true",
+        help="when a worker is killed or hangs, start the script again on the other devices; it has to go on from its "
+        "own last checkpoint",
+    )
+    add_retry(launch)
+    launch.add_argument("--show-all", action="store_true", help="show what every worker prints, not only the first")
+    launch.add_argument("script", help="a Python file")
+    launch.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the script's own arguments")
+
+
+def add_retry(command: argparse.ArgumentParser) -> None:
+    """`--retry-after`, which goes with `--elastic`."""
+    command.add_argument(
+        "--retry-after",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="with --elastic: try a lost device again after so long; the workers then change over at a checkpoint",
+    )
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from .launch_command import launch_command
+
+    return launch_command(options)

@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ from tqdm import tqdm
 from ..agent.proposer import Request, answer
 from ..placement.clock import Span
 from ..placement.errors import SegueError
-from ..placement.executor import WorkerFailed, launch
+from ..placement.executor import WorkerFailed, launch, run_elastic
+from ..placement.executor.checkpoint_files import LATEST
 from ..placement.files import write_json
+from ..placement.topology import Topology
 from .data import load_data
 from .job import Outcome, make_model, make_optimizer, run_batches, train
 from .plain import plain_losses
 from .record import Event, RunRecord
 from .report import write_report
 from .run_config import RunConfig
-from .run_files import CHECKPOINT, STOP
+from .run_files import CHECKPOINTS, STOP
 from .summary import Run, summarize
 from .tables import format_table
 from .trace import read_traces
@@ -36,8 +38,14 @@ GRACE_S = 60.0
 """Seconds that a run has to stop by itself after Ctrl-C."""
 
 
-def start_run(config: RunConfig, *, resume: bool = False, verify: bool = False) -> int:
+def start_run(config: RunConfig, *, resume: bool = False, verify: bool = False, retry_s: float | None = None) -> int:
     """Run to the end, write the run folder, print the table; returns the exit code.
+
+    Args:
+        config: the run.
+        resume: go on from its last checkpoint.
+        verify: compare the losses with plain PyTorch's at the end.
+        retry_s: go on without a device whose worker is lost, and try it again after so long; by default the run ends.
 
     Raises:
         SegueError: for bad input, before anything is written where that can be known.
@@ -51,9 +59,9 @@ def start_run(config: RunConfig, *, resume: bool = False, verify: bool = False) 
     print(f"segue: {config.model} on {config.data}, {_devices(config)}; writing to {folder}", file=sys.stderr)
     try:
         with _graceful_stop(folder) as poll:
-            outcome: Outcome = launch(train, config.devices(), config, resume, poll=poll)[0]
+            outcome = _train(config, resume, retry_s, poll)
     except SegueError:
-        if not resume and not (folder / CHECKPOINT).exists():
+        if not resume and not has_checkpoint(folder):
             shutil.rmtree(folder)
         raise
     except (WorkerFailed, KeyboardInterrupt) as error:
@@ -68,6 +76,23 @@ def start_run(config: RunConfig, *, resume: bool = False, verify: bool = False) 
         _say_resume(folder)
         return 130
     return check_losses(config) if verify else 0
+
+
+def _train(config: RunConfig, resume: bool, retry_s: float | None, poll: Callable[[], None]) -> Outcome:
+    folder = Path(config.run_dir)
+
+    def start(here: Topology, end_when: Callable[[], bool]) -> Outcome:
+        again = resume or has_checkpoint(folder)
+        return launch(train, here, config, here, again, poll=poll, end_when=end_when)[0]
+
+    if retry_s is None:
+        return start(config.devices(), lambda: False)
+    return run_elastic(start, config.devices(), lambda line: print(f"segue: {line}", file=sys.stderr), retry_s)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run can go on from there."""
+    return (folder / CHECKPOINTS / LATEST).exists()
 
 
 def _devices(config: RunConfig) -> str:
@@ -98,7 +123,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _say_resume(folder: Path) -> None:
-    if (folder / CHECKPOINT).exists():
+    if has_checkpoint(folder):
         print(f"segue: everything is saved; go on with: segue run --resume {folder}", file=sys.stderr)
 
 
@@ -256,13 +281,13 @@ def check_losses(config: RunConfig) -> int:
     return 0 if good else 1
 
 
-def resume_run(folder: str, *, verify: bool = False) -> int:
-    """Go on with a run from its last checkpoint.
+def resume_run(folder: str, *, verify: bool = False, retry_s: float | None = None) -> int:
+    """Go on with a run from its last checkpoint; options as of `start_run`.
 
     Raises:
         SegueError: if there is nothing to go on with.
     """
     config = RunConfig.load(folder)
-    if not (Path(folder) / CHECKPOINT).exists():
+    if not has_checkpoint(Path(folder)):
         raise SegueError(f"--resume {folder}: no checkpoint there; start the run again with another --run-dir")
-    return start_run(config, resume=True, verify=verify)
+    return start_run(config, resume=True, verify=verify, retry_s=retry_s)

@@ -1,19 +1,15 @@
-"""What a run writes while it goes on: losses, decisions, checkpoints."""
+"""What a run writes while it goes on: losses and decisions; its checkpoints are in a folder beside them."""
 
 import csv
-import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..agent.controller import Decision
-from ..placement.clock import StepReport
-from ..placement.errors import SegueError
-from ..placement.files import write_bytes, write_text
+from ..placement.files import write_text
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINTS = "checkpoints"
 LOSSES = "losses.csv"
 DECISIONS = "decisions.jsonl"
 STOP = "stop"
@@ -38,14 +34,14 @@ class RunFiles:
         self._losses = (folder / LOSSES).open("a")
         self._decisions = (folder / DECISIONS).open("a")
 
-    def step(self, step: int, loss: float, report: StepReport, pause_s: float) -> None:
-        """Add a step's line; `loss` keeps its full precision."""
+    def step(self, step: int, loss: float, step_time_s: float, pause_s: float, busy_s: Sequence[float]) -> None:
+        """Add a step's line; `loss` keeps its full precision, `busy_s` is of each device."""
         row = {
             "step": step,
             "loss": loss,
-            "step_time_s": report.step_time_s,
+            "step_time_s": step_time_s,
             "pause_s": pause_s,
-            "device_busy_s": [round(float(b), 6) for b in report.busy_s],
+            "device_busy_s": [round(b, 6) for b in busy_s],
         }
         self._losses.write(_line(row) + "\n")
         self._losses.flush()
@@ -54,12 +50,6 @@ class RunFiles:
         """Add a decision's line."""
         self._decisions.write(json.dumps(decision.to_record()) + "\n")
         self._decisions.flush()
-
-    def checkpoint(self, record: dict[str, Any]) -> None:
-        """Replace the checkpoint; a reader finds the old one or the new one, whole."""
-        buffer = io.BytesIO()
-        torch.save(record, buffer)
-        write_bytes(self.folder / CHECKPOINT, buffer.getvalue())
 
     def close(self) -> None:
         """Close the files."""
@@ -101,18 +91,3 @@ def read_decisions(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
-
-
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """The last checkpoint.
-
-    Raises:
-        SegueError: if there is none or it cannot be read.
-    """
-    path = folder / CHECKPOINT
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SegueError(f"{path}: no checkpoint to resume from; start the run again") from None
-    except Exception as error:
-        raise SegueError(f"{path}: not a readable checkpoint: {str(error).splitlines()[0]}") from error

@@ -1,13 +1,16 @@
 """Starts one worker process for each device of this machine, through torch elastic."""
 
+import atexit
 import logging
+import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,25 +21,37 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext
 
 from ..errors import SegueError
 from ..topology import Topology
+from .failures import Guard, WorkerFailed, noting_failures
 
 TIMEOUT_S = 120.0
 """A worker that hears nothing from another for so long gives up."""
-
+POLL_S = 0.1
+_RESTART = "restart"
 
 _ELASTIC_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
-class WorkerFailed(RuntimeError):
-    """A worker ended before its work did; the message says which and how."""
+def join(num_workers: int | None = None, timeout_s: float | None = None) -> None:
+    """Join the group of workers that `launch`, `segue launch` or torchrun has started.
 
-
-def join(num_workers: int | None = None) -> None:
-    """Join the group of workers that `launch` or torchrun has started."""
+    Args:
+        num_workers: how many there are; by default what the environment says.
+        timeout_s: a worker that waits so long for a message of another gives up; by default what the launcher was told,
+            else `TIMEOUT_S`.
+    """
     store = os.environ.get("SEGUE_STORE")
     rank = int(os.environ["RANK"])
     world = num_workers or int(os.environ["WORLD_SIZE"])
+    timeout = timeout_s or float(os.environ.get("SEGUE_TIMEOUT_S", TIMEOUT_S))
     method = f"file://{store}" if store else "env://"
-    dist.init_process_group("gloo", method, rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT_S))
+    dist.init_process_group("gloo", method, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Leave the group at the end of a script; left to the interpreter, gloo's threads may abort the process."""
+    if dist.is_initialized() and not hasattr(sys, "last_value"):
+        dist.destroy_process_group()
 
 
 def launch(
@@ -44,7 +59,9 @@ def launch(
     topology: Topology,
     *args: Any,
     timeout_s: float | None = None,
+    message_timeout_s: float = TIMEOUT_S,
     poll: Callable[[], None] | None = None,
+    end_when: Callable[[], bool] | None = None,
 ) -> list[Any]:
     """Run `function(*args)` in one process for each device, joined into one group.
 
@@ -53,7 +70,9 @@ def launch(
         topology: one worker for each of its devices.
         *args: picklable arguments.
         timeout_s: stop everything after so long.
+        message_timeout_s: a worker that waits so long for a message of another gives up.
         poll: called a few times a second while the workers run; an exception that it raises stops them.
+        end_when: asked a few times a second; once it says so, the workers end at their next checkpoint (see `run_elastic`).
 
     Returns:
         What each worker's call returned.
@@ -62,96 +81,159 @@ def launch(
         SegueError: if a worker raised one.
         WorkerFailed: if a worker failed, was killed, or the time was up; no process is left running.
     """
-    count = topology.num_devices
+    with _folder(topology) as folder:
+        ranks = range(topology.num_devices)
+        arguments = {rank: (function, str(folder), args) for rank in ranks}
+        logs = DefaultLogsSpecs(log_dir=str(folder), redirects=Std.NONE)
+        with _started(_work, arguments, logs, topology, folder, message_timeout_s) as context:
+            guard = Guard(folder, topology, context, message_timeout_s)
+            return _wait(context, guard, timeout_s, poll, end_when)
+
+
+def launch_script(
+    script: str,
+    arguments: Sequence[str],
+    topology: Topology,
+    *,
+    message_timeout_s: float = TIMEOUT_S,
+    show_all: bool = False,
+    end_when: Callable[[], bool] | None = None,
+) -> None:
+    """Run a user's script in one process for each device; `join` and `topology_of_run` in it find what they need.
+
+    What worker 0 prints is shown; the others' output only with `show_all`, or its end where it says why a worker failed.
+
+    Args:
+        script: a Python file.
+        arguments: its arguments.
+        topology: one worker for each of its devices.
+        message_timeout_s: a worker that waits so long for a message of another gives up.
+        show_all: show every other worker's output too, with the device's name before each line.
+        end_when: as for `launch`.
+
+    Raises:
+        SegueError: if there is no such script, the topology spans several hosts, or a worker raised one.
+        WorkerFailed: if a worker failed or was killed; no process is left running.
+    """
+    if not Path(script).is_file():
+        raise SegueError(f"script {script}: no such file")
+    _on_one_host(topology)
+    with _folder(topology) as folder:
+        command = ("-u", "-m", "segue.placement.executor.script", str(folder), str(os.getpid()), script, *arguments)
+        ranks = range(topology.num_devices)
+        others = {rank: Std.NONE if rank == 0 else Std.ALL for rank in ranks}
+        logs = DefaultLogsSpecs(log_dir=str(folder), redirects=others, tee=others if show_all else Std.NONE)
+        workers = dict.fromkeys(ranks, command)
+        with _started(sys.executable, workers, logs, topology, folder, message_timeout_s) as context:
+            guard = Guard(folder, topology, context, message_timeout_s)
+            _wait(context, guard, end_when=end_when)
+
+
+def _on_one_host(topology: Topology) -> None:
+    hosts = list(dict.fromkeys(device.host for device in topology.devices if device.kind != "emulated"))
+    if len(hosts) > 1:
+        raise SegueError(
+            f"topology {topology.name}: its devices are on hosts {', '.join(hosts)}; start on each of them: torchrun "
+            f"--nnodes {len(hosts)} --nproc-per-node DEVICES --rdzv-backend c10d --rdzv-endpoint {hosts[0]}:29500 SCRIPT"
+        )
+
+
+@contextmanager
+def _folder(topology: Topology) -> Iterator[Path]:
+    """Where the workers meet, leave notes, and find the topology."""
+    with tempfile.TemporaryDirectory(prefix="segue-") as name:
+        topology.save(Path(name) / "topology.json")
+        yield Path(name)
+
+
+@contextmanager
+def _started(
+    entrypoint: Callable[..., Any] | str,
+    arguments: dict[int, tuple[Any, ...]],
+    logs: DefaultLogsSpecs,
+    topology: Topology,
+    folder: Path,
+    message_timeout_s: float,
+) -> Iterator[PContext]:
+    """The running workers; none is left when the context ends."""
     # What failed is told by the exception, in one line where that is enough.
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="segue-") as folder:
-        store = str(Path(folder) / "store")
-        environment = {
-            rank: {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "SEGUE_STORE": store,
-                "GLOO_SOCKET_IFNAME": "lo",
-                "OMP_NUM_THREADS": "1",
-            }
-            for rank in range(count)
+    count = topology.num_devices
+    environment = {
+        rank: {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "SEGUE_STORE": str(folder / "store"),
+            "SEGUE_TOPOLOGY": str(folder / "topology.json"),
+            "SEGUE_TIMEOUT_S": str(message_timeout_s),
+            "SEGUE_RESTART": str(folder / _RESTART),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
         }
-        handlers = {number: signal.getsignal(number) for number in _ELASTIC_SIGNALS}
-        context = start_processes(
-            "segue",
-            _work,
-            {rank: (function, folder, os.getpid(), args) for rank in range(count)},
-            environment,
-            DefaultLogsSpecs(log_dir=folder, redirects=Std.NONE),
-            start_method="spawn",
-        )
-        # Elastic puts handlers of its own in their place; what Ctrl-C means is the caller's to say.
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        try:
-            return _wait(context, folder, topology, timeout_s, poll)
-        finally:
-            context.close(signal.SIGKILL)
+        for rank in range(count)
+    }
+    prefixes = {rank: f"[{device.name}]: " for rank, device in enumerate(topology.devices)}
+    handlers = {number: signal.getsignal(number) for number in _ELASTIC_SIGNALS}
+    # Workers are forked from a server that has imported everything once, and that ends with this process.
+    theirs = [] if isinstance(entrypoint, str) else [arguments[0][0].__module__]
+    multiprocessing.set_forkserver_preload(["segue.placement.executor", *theirs])
+    context = start_processes(
+        "segue", entrypoint, arguments, environment, logs, log_line_prefixes=prefixes, start_method="forkserver"
+    )
+    # Elastic puts handlers of its own in their place; what Ctrl-C means is the caller's to say.
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    try:
+        yield context
+    finally:
+        context.close(signal.SIGKILL)
 
 
 def _wait(
-    context: PContext, folder: str, topology: Topology, timeout_s: float | None, poll: Callable[[], None] | None
+    context: PContext,
+    guard: Guard,
+    timeout_s: float | None = None,
+    poll: Callable[[], None] | None = None,
+    end_when: Callable[[], bool] | None = None,
 ) -> list[Any]:
+    """What the workers return; elastic would take half a minute to end one that hangs, so failures are seen before it."""
     start = time.monotonic()
     while True:
-        result = context.wait(timeout=0.2)
+        failure = guard.failure()
+        if failure is not None:
+            raise failure
+        result = context.wait(timeout=0)
         if result is not None and not result.is_failed():
-            return [result.return_values[rank] for rank in range(topology.num_devices)]
+            return [value for _, value in sorted(result.return_values.items())]
         if result is not None:
-            raise _failure(result.failures, folder, topology)
+            raise guard.reason({rank: failed.exitcode for rank, failed in result.failures.items()})
         if timeout_s is not None and time.monotonic() - start > timeout_s:
             raise WorkerFailed(f"the workers did not end within {timeout_s:g} s")
         if poll is not None:
             poll()
+        if end_when is not None and end_when():
+            (guard.folder / _RESTART).touch()
+        time.sleep(POLL_S)
 
 
-def _failure(failures: dict[int, Any], folder: str, topology: Topology) -> Exception:
-    """The error to report: a user's error first, then the worker that was killed, then the first to fail."""
-    for rank in range(topology.num_devices):
-        note = Path(folder) / f"user-error-{rank}"
-        if note.exists():
-            return SegueError(note.read_text())
-    killed = {rank: f for rank, f in failures.items() if f.exitcode < 0}
-    rank, failure = min((killed or failures).items(), key=lambda item: item[1].timestamp)
-    name = topology.devices[rank].name
-    if failure.exitcode < 0:
-        return WorkerFailed(f"worker {rank} ({name}) was killed by {signal.Signals(-failure.exitcode).name}")
-    notes = sorted(Path(folder).glob("error-*"), key=lambda path: path.stat().st_mtime)
-    text = notes[0].read_text() if notes else f"exit code {failure.exitcode}"
-    first = int(notes[0].name.removeprefix("error-")) if notes else rank
-    return WorkerFailed(f"worker {first} ({topology.devices[first].name}) failed:\n{text}")
-
-
-def _work(function: Callable[..., Any], folder: str, parent: int, args: tuple[Any, ...]) -> Any:
+def _work(function: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> Any:
     """A worker's life: join, work, leave."""
     # Ctrl-C reaches every process of the terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with(parent)
+    die_with(os.getppid())
     torch.set_num_threads(1)
-    rank = int(os.environ["RANK"])
-    try:
+    with noting_failures(Path(folder), int(os.environ["RANK"])):
         join()
         result = function(*args)
         dist.destroy_process_group()
         return result
-    except SegueError as error:
-        (Path(folder) / f"user-error-{rank}").write_text(str(error))
-        raise SystemExit(2) from None
-    except Exception:
-        (Path(folder) / f"error-{rank}").write_text(traceback.format_exc())
-        raise SystemExit(1) from None
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask Linux to end this process when its parent ends, however that happens."""
     try:
         import ctypes

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from segue.agent.pretrained import load_policy, same_weights
 from segue.experiments.cli import main
+from segue.placement.executor.checkpoint_files import find
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -112,9 +112,10 @@ def test_every_move_says_which_ops_and_why_and_pays(with_agent: Path) -> None:
         assert all(source != target for source, target in move["moves"].values())
 
 
-def start(folder: Path, run: str) -> tuple[subprocess.Popen, Path]:
+def start(folder: Path, run: str, *more: str) -> tuple[subprocess.Popen, Path]:
     """A run in a process of its own, a few steps on its way."""
-    command = [sys.executable, "-m", "segue.experiments", *arguments(folder, run, "--agent", "off", "--slow", "none")]
+    options = arguments(folder, run, "--agent", "off", "--slow", "none", *more)
+    command = [sys.executable, "-m", "segue.experiments", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (folder / run / "losses.csv").exists() or len(losses(folder / run)) < 4:
@@ -128,6 +129,12 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def workers_of(pid: int) -> list[int]:
+    """The workers of a run, forked from a server."""
+    (server,) = [p for p in children(pid) if b"forkserver" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return children(server)
+
+
 def test_ctrl_c_saves_everything_and_the_run_goes_on_where_it_stopped(folder: Path, without_agent: Path) -> None:
     process, run = start(folder, "interrupted")
     process.send_signal(signal.SIGINT)
@@ -136,7 +143,7 @@ def test_ctrl_c_saves_everything_and_the_run_goes_on_where_it_stopped(folder: Pa
     assert f"segue run --resume {run}" in error
     done = len(losses(run))
     assert 4 <= done < STEPS
-    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == done
+    assert find(run / "checkpoints")[1]["step"] == done
     assert json.loads((run / "summary.json").read_text())["steps"] == done
     assert main(["run", "--resume", str(run)]) == 0
     assert losses(run) == losses(without_agent)
@@ -145,8 +152,8 @@ def test_ctrl_c_saves_everything_and_the_run_goes_on_where_it_stopped(folder: Pa
 def test_a_killed_worker_ends_the_run_with_a_way_to_resume(folder: Path, without_agent: Path) -> None:
     process, run = start(folder, "killed")
     everyone = children(process.pid)
-    workers = [pid for pid in everyone if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(workers[0], signal.SIGKILL)
+    everyone += workers_of(process.pid)
+    os.kill(everyone[-1], signal.SIGKILL)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "was killed by SIGKILL" in error
@@ -155,8 +162,26 @@ def test_a_killed_worker_ends_the_run_with_a_way_to_resume(folder: Path, without
     while any(Path(f"/proc/{pid}").exists() for pid in everyone):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] >= 0
     assert main(["run", "--resume", str(run)]) == 0
+    assert losses(run) == losses(without_agent)
+
+
+def test_an_elastic_run_goes_on_without_a_lost_worker_and_takes_it_in_again(folder: Path, without_agent: Path) -> None:
+    options = ("--elastic", "--retry-after", "3", "--checkpoint-every", "3")
+    process, run = start(folder, "elastic", *options)
+    os.kill(workers_of(process.pid)[-1], signal.SIGKILL)
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    said = [line.removeprefix("segue: ") for line in error.splitlines() if line.startswith("segue: ")]
+    (lost,) = [place for place, line in enumerate(said) if "worker 1 (fast) was killed by SIGKILL" in line]
+    assert said[lost + 1] == "starting again on slow"
+    (back,) = [place for place, line in enumerate(said) if line == "fast is back"]
+    assert said[back + 1] == "starting again on slow, fast"
+    moves = [d for line in (run / "decisions.jsonl").read_text().splitlines() if (d := json.loads(line))]
+    assert [d["why"] for d in moves if d["why"].startswith("the devices are now")] == [
+        "the devices are now slow, not slow, fast",
+        "the devices are now slow, fast, not slow",
+    ]
     assert losses(run) == losses(without_agent)
 
 

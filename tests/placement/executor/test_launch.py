@@ -1,0 +1,115 @@
+"""How workers are started, and how they find each other and their devices."""
+
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from segue.placement.errors import SegueError
+from segue.placement.executor import WorkerFailed, launch, launch_script, topology_of_run
+from segue.placement.executor.run_topology import _Seat, order_by_host
+from segue.placement.presets import preset
+from segue.placement.topology import Device, Topology, uniform_links
+
+pytestmark = pytest.mark.timeout(300)
+LIMIT_S = 100.0
+
+
+def hosts(*names: str) -> Topology:
+    devices = tuple(Device(f"gpu{i}", "cuda", 1e9, host=name, index=i) for i, name in enumerate(names))
+    return Topology("several", devices, uniform_links([d.name for d in devices], 1e-4, 1e9))
+
+
+def seats(*places: tuple[int, str]) -> list[_Seat]:
+    return [_Seat(node, host) for node, host in places]
+
+
+def listening() -> set[str]:
+    """Addresses at which this process waits for connections, as the kernel writes them."""
+    inodes = set()
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(link)
+        except OSError:  # the one that lists the folder
+            continue
+        if target.startswith("socket:"):
+            inodes.add(target[8:-1])
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                addresses.add(fields[1].split(":")[0])
+    return addresses
+
+
+def look_around() -> tuple[Topology, set[str]]:
+    dist.barrier()
+    return topology_of_run(), listening()
+
+
+def test_workers_find_the_topology_and_listen_only_on_loopback() -> None:
+    topology = preset("emulated-2")
+    for found, addresses in launch(look_around, topology, timeout_s=LIMIT_S):
+        assert found == topology
+        assert addresses == {f"{int.from_bytes(socket.inet_aton('127.0.0.1'), 'little'):08X}"}
+
+
+def leave(code: int) -> None:
+    dist.barrier()
+    if dist.get_rank() == 1:
+        raise SystemExit(code)
+    dist.barrier()
+
+
+def test_a_worker_that_leaves_with_an_exit_code_is_named() -> None:
+    with pytest.raises(WorkerFailed, match=r"worker 1 \(dev1\) ended with exit code 7") as caught:
+        launch(leave, preset("emulated-2"), 7, timeout_s=LIMIT_S)
+    assert caught.value.exit_code == 7
+    assert caught.value.worker == 1
+
+
+def test_each_worker_gets_the_next_device_of_its_host() -> None:
+    topology = hosts("a", "b", "a")
+    ordered = order_by_host(topology, seats((0, "b"), (1, "a"), (1, "a")))
+    assert [device.name for device in ordered.devices] == ["gpu1", "gpu0", "gpu2"]
+    assert set(ordered.links) == set(topology.links)
+
+
+def test_hosts_of_other_names_are_taken_in_the_order_of_torchruns_nodes() -> None:
+    ordered = order_by_host(hosts("left", "right", "left"), seats((0, "x"), (0, "x"), (1, "y")))
+    assert [device.name for device in ordered.devices] == ["gpu0", "gpu2", "gpu1"]
+
+
+def test_a_host_with_too_few_workers_is_named() -> None:
+    with pytest.raises(SegueError, match=r"host a has 2 devices, but 1 workers run on a; start one for each"):
+        order_by_host(hosts("a", "a", "b"), seats((0, "a"), (1, "b"), (1, "b")))
+    with pytest.raises(SegueError, match=r"hosts a, b, but workers run on x$"):
+        order_by_host(hosts("a", "b"), seats((0, "x"), (0, "x")))
+
+
+def test_devices_of_one_host_stay_in_their_order() -> None:
+    topology = hosts("a", "a")
+    assert order_by_host(topology, seats((0, "x"), (1, "y"))) is topology
+
+
+def test_a_script_that_is_not_there_or_needs_more_hosts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SegueError, match="no such file"):
+        launch_script(str(tmp_path / "none.py"), [], preset("emulated-2"))
+    script = tmp_path / "script.py"
+    script.write_text("")
+    with pytest.raises(SegueError, match=r"hosts host0, host1; start on each of them: torchrun --nnodes 2"):
+        launch_script(str(script), [], preset("hosts-2x4-a100"))
+
+
+def test_emulated_devices_may_pretend_to_be_on_several_hosts(tmp_path: Path) -> None:
+    topology = preset("emulated-2")
+    devices = tuple(replace(device, host=f"host{i}") for i, device in enumerate(topology.devices))
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys, pathlib\npathlib.Path(sys.argv[1], os.environ['RANK']).touch()\n")
+    launch_script(str(script), [str(tmp_path)], replace(topology, devices=devices))
+    assert (tmp_path / "0").exists()
+    assert (tmp_path / "1").exists()
