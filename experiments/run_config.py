@@ -71,6 +71,8 @@ class RunConfig:
         evaluations: simulated placements for each decision.
         checkpoint_every: steps between checkpoints.
         run_dir: where everything is written.
+        trace: steps whose measured timeline is written as a Perfetto trace.
+        tensorboard: whether curves are written.
     """
 
     model: str
@@ -90,6 +92,8 @@ class RunConfig:
     evaluations: int
     checkpoint_every: int
     run_dir: str
+    trace: tuple[int, ...] = ()
+    tensorboard: bool = False
 
     def devices(self) -> Topology:
         """The topology."""
@@ -112,9 +116,29 @@ class RunConfig:
         del record["format"]
         try:
             slow = tuple(SlowDown(**row) for row in record.pop("slow"))
-            return replace(RunConfig(**record, slow=slow), run_dir=run_dir)
+            trace = tuple(record.pop("trace"))
+            return replace(RunConfig(**record, slow=slow, trace=trace), run_dir=run_dir)
         except TypeError as error:
             raise SegueError(f"{path}: {error}") from error
+
+
+def parse_steps(text: str, steps: int) -> tuple[int, ...]:
+    """Read step numbers such as `3,10-12`.
+
+    Raises:
+        SegueError: if it is no such list, or names a step that the run of `steps` does not have.
+    """
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            chosen.update(range(int(first), int(last if dash else first) + 1) or [-1])
+        except ValueError:
+            raise SegueError(f"--trace {text!r}: expected steps as a comma list, FIRST-LAST or both: 3,10-12") from None
+    for step in sorted(chosen):
+        if not 0 <= step < steps:
+            raise SegueError(f"--trace {text!r}: steps must be ascending, between 0 and {steps - 1}")
+    return tuple(sorted(chosen))
 
 
 def find_topology(spec: str) -> Topology:
