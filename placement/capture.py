@@ -26,6 +26,7 @@ from .inplace import (
 )
 from .program import BatchInput, Program, node_inputs
 from .regions import inline_regions, refused_region
+from .tied import read_once
 
 
 def capture(model: nn.Module, example_inputs: tuple[Any, ...], name: str = "") -> Graph:
@@ -60,6 +61,7 @@ def capture_program(model: nn.Module, example_inputs: tuple[Any, ...], *, name: 
     inline_regions(exported.graph, exported.graph_module, placeholders)
     devices_by_name(exported.graph)
     make_functional(exported.graph, placeholders)
+    read_once(exported.graph, placeholders)
     nodes = _ops(exported.graph)
     refuse_repeated_updates(nodes, placeholders)
     after = delay_buffer_updates(nodes, prefix)

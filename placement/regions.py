@@ -207,10 +207,7 @@ def _write_casts(
         name = f"Autocast{device_type.upper()}"
         if not torch._C._dispatch_has_kernel_for_dispatch_key(node.target.name(), name) or not _on(device_type, node):
             continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
-        with torch.no_grad(), torch.autocast(device_type, dtype, cache_enabled=False), _Casts() as seen:
-            node.target(*args, **kwargs)
-        target = {id(tensor): to for tensor, to in seen.found}
+        target = _autocast_casts(node, device_type, dtype)
         with graph.inserting_before(node):
             for source in dict.fromkeys(node_inputs(node)):
                 value = source.meta["val"]
@@ -227,6 +224,26 @@ def _write_casts(
                 node.replace_input_with(source, cast)
         _check_casts(node)
     return casts
+
+
+def _autocast_casts(node: fx.Node, device_type: str, dtype: torch.dtype) -> dict[int, torch.dtype]:
+    """What autocast casts an op's operands to, by the identity of their fake values."""
+    with torch.autocast(device_type, dtype, cache_enabled=False):
+        found = _casts(node)
+    # An op may begin with casts of its own, which it makes everywhere.
+    return {} if found == _casts(node) else found
+
+
+def _casts(node: fx.Node) -> dict[int, torch.dtype]:
+    """The casts that an op begins with; none if it does not take its operands as they are."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+    operands = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
+    try:
+        with torch.no_grad(), _Casts() as seen:
+            node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+    except RuntimeError:
+        return {}
+    return {id(tensor): to for tensor, to in seen.found if id(tensor) in operands}
 
 
 def _on(device_type: str, node: fx.Node) -> bool:

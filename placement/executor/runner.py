@@ -281,11 +281,10 @@ class _Step:
             return self.sizes[micro][key]
         if kind == "seed":
             return self.seed * len(self.batch) + micro
-        placeholder, op = key
-        name = self.program.parameters.get(placeholder) or self.program.buffers.get(placeholder)
+        name = self.program.parameters.get(key) or self.program.buffers.get(key)
         if name is None:
-            return self.program.constants[placeholder].to(self.device)
-        return self.runner.state.tensor_for(name, op)
+            return self.program.constants[key].to(self.device)
+        return self.runner.state.tensors[name]
 
     def _backward(self, instruction: Instruction) -> float:
         stage, micro = instruction.stage, instruction.micro

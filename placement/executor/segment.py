@@ -19,7 +19,7 @@ class Argument(NamedTuple):
     Attributes:
         kind: `state` (parameter, buffer or constant), `batch`, `size`, `value` (of another stage, without gradient), `leaf`
             (of another stage, with gradient) or `seed`.
-        key: (placeholder, reading op), input number, size name, op, slot or nothing, by kind.
+        key: placeholder, input number, size name, op, slot or nothing, by kind.
     """
 
     kind: str
@@ -188,8 +188,7 @@ class _Builder:
         if source.name in self.batch:
             return self._argument(Argument("batch", self.batch[source.name]))
         if source.op == "placeholder":
-            # A parameter with several readers accumulates a gradient for each of them.
-            return self._argument(Argument("state", (source.name, reader)))
+            return self._argument(Argument("state", source.name))
         return self._argument(Argument("size", source.name))
 
 

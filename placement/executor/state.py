@@ -32,8 +32,6 @@ class State:
         self.names = canonical_names(model)
         self.home = homes(program, self.names.values())
         self.tensors: dict[str, torch.Tensor] = {}
-        self.uses = _uses(program)
-        self.leaves: dict[tuple[str, int], torch.Tensor] = {}
         named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
         self.initial = {canonical: named[name].detach() for name, canonical in self.names.items()}
         self.group_of = self._groups(model)
@@ -59,19 +57,10 @@ class State:
         own = tensor.detach().to(self.device, copy=True)
         own.requires_grad_(name in self.program.trainable)
         self.tensors[name] = own
-        if name in self.program.trainable and len(self.uses.get(name, ())) > 1:
-            for op in self.uses[name]:
-                self.leaves[name, op] = own.detach().requires_grad_()
 
     def drop(self, name: str) -> None:
         """Own a tensor no longer."""
         del self.tensors[name]
-        for key in [key for key in self.leaves if key[0] == name]:
-            del self.leaves[key]
-
-    def tensor_for(self, name: str, op: int | None = None) -> torch.Tensor:
-        """The tensor that an op reads; a shared parameter has a gradient of its own for each of its readers."""
-        return self.leaves.get((name, op), self.tensors[name]) if op is not None else self.tensors[name]
 
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
         """Optimizer state by parameter name."""
@@ -102,8 +91,7 @@ class State:
         self.optimizer = optimizer
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        """The gradient of every parameter that has one, those of a shared parameter's readers summed up."""
-        self._fold_shared()
+        """The gradient of every parameter that has one."""
         return {name: tensor.grad for name, tensor in self.tensors.items() if tensor.grad is not None}
 
     def update(self) -> None:
@@ -112,7 +100,6 @@ class State:
             return
         for mine, theirs in zip(self.optimizer.param_groups, self.template.param_groups, strict=True):
             mine.update({key: value for key, value in theirs.items() if key != "params"})
-        self._fold_shared()
         self.optimizer.step()
         for tensor in self.tensors.values():
             tensor.grad = None
@@ -120,18 +107,6 @@ class State:
     def tell_schedulers(self) -> None:
         """Mark the user's optimizer as stepped, or a scheduler over it would warn that it steps too early."""
         self.template._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _fold_shared(self) -> None:
-        """Sum the gradients of a shared parameter's readers, from the last to the first, and free them."""
-        for name in {name for name, _ in self.leaves}:
-            total = None
-            for op in reversed(self.uses[name]):
-                leaf = self.leaves[name, op]
-                if leaf.grad is not None:
-                    total = leaf.grad if total is None else total + leaf.grad
-                    leaf.grad = None
-            if total is not None:
-                self.tensors[name].grad = total
 
     def nbytes(self) -> int:
         """Bytes of tensors, gradients and optimizer state."""

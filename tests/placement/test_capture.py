@@ -168,13 +168,16 @@ class Tied(nn.Module):
         return self.out(self.mid(self.embed(tokens))).sum()
 
 
-def test_a_tied_weight_is_counted_once_and_its_users_share_a_device():
+def test_a_tied_weight_is_read_by_one_op_from_which_its_users_take_it_wherever_they_are():
     program = capture_program(Tied(), (torch.zeros(4, 2, dtype=torch.long),))
     graph = program.graph
-    users = [op for op, module in enumerate(graph.modules) if module in ("embed", "out")]
-    assert graph.colocation[users].tolist() == [0, 0]
-    assert (graph.colocation >= 0).sum() == 2
-    assert graph.parameter_bytes[users].tolist() == [4 * 7 * 3, 0]
+    read, *users = [op for op, module in enumerate(graph.modules) if module in ("embed", "out")]
+    assert graph.kinds[read] == "alias"
+    assert [(read, user) in set(map(tuple, graph.edges.tolist())) for user in users] == [True, True]
+    assert (graph.colocation == -1).all()
+    assert graph.parameter_bytes[[read, *users]].tolist() == [4 * 7 * 3, 0, 0]
+    assert graph.output_bytes[read] == 4 * 7 * 3
+    assert graph.saved_bytes[read] == 0
     assert program.trainable == {"embed.weight", "mid.weight", "mid.bias"}
 
 

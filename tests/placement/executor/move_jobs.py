@@ -78,7 +78,6 @@ def possessions(executor: Executor) -> dict[str, Any]:
     }
     return {
         "tensors": {name: (t, t.data_ptr(), t.tolist()) for name, t in state.tensors.items()},
-        "leaves": dict(state.leaves),
         "optimizer": optimizer_state,
         "placement": executor.placement,
         "segments": [id(segment) for segment in executor._training.plan([3, 3, 2]).segments.values()],

@@ -84,6 +84,7 @@ LOOPS = {
     "metrics in a tuple": Loop("frozen", _adamw, loss_fn=models.loss_and_mean),
     "autocast": Loop("branches", _adamw, max_grad_norm=1.0, autocast=torch.bfloat16),
     "autocast, accumulation": Loop("frozen", _adamw, autocast=torch.bfloat16, accumulate=2),
+    "autocast, attention and a tied weight": Loop("tied", _adamw, autocast=torch.bfloat16),
     "dropout": Loop("dropout", _adamw, max_grad_norm=0.5),
 }
 
