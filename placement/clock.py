@@ -140,12 +140,14 @@ class SimulatedClock:
     def step(self, placement: Placement, timeline: bool = False) -> StepReport:
         """Price one step; with `timeline`, keep every bar of it."""
         devices = placement.devices
-        stages, trace = self.trace(devices)
+        stages = self.stages(devices)
+        costs = self.stage_costs(stages, devices)
+        trace = list_schedule(stages, costs, self.run_ahead)
         return StepReport(
             step_time_s=trace.step_time,
             busy_s=trace.busy,
             transfer_s=trace.transfer,
-            peak_bytes=self._static_bytes(devices) + trace.peak_live_bytes,
+            peak_bytes=self._static_bytes(devices) + trace.peak_live_bytes + costs.working_bytes,
             capacity_bytes=self.topology.memory_bytes,
             source="simulated",
             timeline=tuple(self._spans(stages, trace)) if timeline else (),
@@ -194,5 +196,6 @@ def _price(
 ) -> tuple[float, float]:
     """Seconds of a step and bytes too many, in one go."""
     stages = build_stages(devices, edges, requires_grad, output_bytes, num_devices)
-    seconds, live_bytes = step_time_and_memory(stages, sum_over_stages(stages, devices, ops), run_ahead)
-    return seconds, overflow(devices, live_bytes, ops)
+    costs = sum_over_stages(stages, devices, ops)
+    seconds, live_bytes = step_time_and_memory(stages, costs, run_ahead)
+    return seconds, overflow(devices, live_bytes + costs.working_bytes, ops)

@@ -10,11 +10,15 @@ from .graph import Graph
 from .stages import Stages
 from .topology import Topology
 
+RECEIVES_AHEAD = 3
+"""Messages of a link that have a buffer waiting for them; the executor posts as many receives."""
+
 
 class OpCosts(NamedTuple):
     """What one microbatch of every op costs on every class of devices, and what is between the devices.
 
-    Columns are those of `Costs`, of `Graph` and of `Topology`, where they are described.
+    Columns are those of `Costs`, of `Graph` and of `Topology`, where they are described; `working_bytes` is what an op's
+    backward takes for itself: the gradients of its result, its inputs and its parameters, and a kernel's copy of the latter.
     """
 
     forward: Floats
@@ -26,6 +30,7 @@ class OpCosts(NamedTuple):
     message_per_byte: Floats
     state_bytes: Floats
     saved_bytes: Floats
+    working_bytes: Floats
     memory_bytes: Floats
     latency: Floats
     seconds_per_byte: Floats
@@ -42,6 +47,7 @@ class StageCosts(NamedTuple):
         forward: seconds, `float64[s]`.
         backward: seconds, 0 where there is none.
         live_bytes: bytes held from a stage's forward to its backward, received inputs included.
+        working_bytes: bytes of each device besides: what its largest op works in, and buffers of receives, `float64[d]`.
         update: seconds of the optimizer on each device, `float64[d]`.
         latency: seconds per message, `float64[d, d]`.
         seconds_per_byte: `float64[d, d]`.
@@ -54,6 +60,7 @@ class StageCosts(NamedTuple):
     forward: Floats
     backward: Floats
     live_bytes: Floats
+    working_bytes: Floats
     update: Floats
     latency: Floats
     seconds_per_byte: Floats
@@ -83,6 +90,7 @@ def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats) -
         message_per_byte=topology.message_s_per_byte,
         state_bytes=costs.state_bytes,
         saved_bytes=graph.saved_bytes,
+        working_bytes=_working_bytes(graph),
         memory_bytes=topology.memory_bytes,
         latency=topology.latency_s,
         seconds_per_byte=topology.seconds_per_byte,
@@ -93,12 +101,17 @@ def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats) -
     )
 
 
+def _working_bytes(graph: Graph) -> Floats:
+    inputs = np.bincount(graph.edges[:, 1], graph.output_bytes[graph.edges[:, 0]], graph.num_ops)
+    return np.where(graph.requires_grad, 2 * graph.parameter_bytes + graph.output_bytes + inputs, 0.0)
+
+
 @njit(cache=True)
 def sum_over_stages(stages: Stages, devices: Ints, ops: OpCosts) -> StageCosts:
     """Costs of the ops, summed over each stage; what arrives for a stage is held with what it saves."""
     num_stages, num_devices = stages.device.shape[0], ops.memory_bytes.shape[0]
     forward, backward, live = np.zeros(num_stages), np.zeros(num_stages), np.zeros(num_stages)
-    update = np.zeros(num_devices)
+    update, working = np.zeros(num_devices), np.zeros(num_devices)
     for op in range(devices.shape[0]):
         stage, device = stages.stage_of[op], devices[op]
         column = ops.device_class[device]
@@ -106,6 +119,7 @@ def sum_over_stages(stages: Stages, devices: Ints, ops: OpCosts) -> StageCosts:
         backward[stage] += ops.backward[op, column]
         live[stage] += ops.saved_bytes[op]
         update[device] += ops.update[op, column]
+        working[device] = max(working[device], ops.working_bytes[op])
     for stage in range(num_stages):
         overhead = ops.overhead[stages.device[stage]]
         forward[stage] += overhead
@@ -113,13 +127,27 @@ def sum_over_stages(stages: Stages, devices: Ints, ops: OpCosts) -> StageCosts:
     # A message is charged to the first stage that it is for.
     for j in range(stages.succ.shape[0]):
         live[stages.succ[j]] += stages.out_bytes[j]
+    ahead = min(RECEIVES_AHEAD, ops.fraction.shape[0])
+    # What has arrived for a forward pass is counted with its stage.
+    working += (ahead - 1) * _largest_message(stages.succ, stages.out_bytes, stages.device, num_devices)
+    working += ahead * _largest_message(stages.grad, stages.grad_bytes, stages.device, num_devices)
     if ops.message.any() or ops.message_per_byte.any():
         _add_messages(stages.succ_start, stages.succ, stages.out_bytes, stages.device, ops, forward)
         _add_messages(stages.grad_start, stages.grad, stages.grad_bytes, stages.device, ops, backward)
     return StageCosts(
-        forward, backward, live, update, ops.latency, ops.seconds_per_byte,
+        forward, backward, live, working, update, ops.latency, ops.seconds_per_byte,
         ops.channel_start, ops.channels, ops.num_channels, ops.fraction,
     )  # fmt: skip
+
+
+@njit(cache=True)
+def _largest_message(targets: Ints, sizes: Floats, device: Ints, num_devices: int) -> Floats:
+    """The most bytes that a stage sends to each device at once."""
+    largest = np.zeros(num_devices)
+    for j in range(targets.shape[0]):
+        where = device[targets[j]]
+        largest[where] = max(largest[where], sizes[j])
+    return largest
 
 
 @njit(cache=True)

@@ -40,6 +40,7 @@ class DirectTransport(Transport):
     def start_step(self, incoming: dict[int, list[Expected]]) -> None:
         """See `Transport`."""
         self._waits: list[tuple[Any, Any]] = []
+        self._on_device: list[tuple[Any, torch.Tensor]] = []
         super().start_step(incoming)
 
     def blank(self, layouts: list[Layout]) -> Message:
@@ -55,10 +56,10 @@ class DirectTransport(Transport):
 
     def _post_send(self, message: Message, target: int, number: int, ready: float) -> None:
         del ready  # what is sent need not have been computed yet
-        self._sends.append((dist.isend(message.codes, dst=target, tag=number), message.codes))
+        self._keep_until_sent(dist.isend(message.codes, dst=target, tag=number), message.codes)
         if len(message.buffer):
             work = dist.isend(message.buffer, dst=target, group=self._groups[self.rank, target])
-            self._sends.append((work, message.buffer))
+            self._on_device.append((work, message.buffer))
 
     def receive(self, key: Any) -> tuple[list[torch.Tensor], float]:
         """See `Transport`; what comes after it on this device's stream waits for the message."""
@@ -91,6 +92,9 @@ class DirectTransport(Transport):
     def finish_step(self) -> None:
         """See `Transport`."""
         super().finish_step()
+        for work, _ in self._on_device:
+            work.wait()
+        self._on_device.clear()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             self.transfer_s = sum(begin.elapsed_time(end) / 1e3 for begin, end in self._waits)

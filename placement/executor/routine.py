@@ -79,6 +79,7 @@ class Routine:
             backward_s=(costs.backward * ratio).tolist(),
             update_s=float(costs.update[rank]),
             live_bytes=(costs.live_bytes * ratio).tolist(),
+            working_bytes=float(costs.working_bytes[rank]),
         )
 
     def _schedule(self, sizes: list[int]) -> tuple[Schedule, StageCosts] | str:

@@ -33,6 +33,7 @@ class Plan:
         backward_s: the same for its backward.
         update_s: declared seconds of this worker's optimizer update.
         live_bytes: bytes that each stage holds from forward to backward.
+        working_bytes: bytes that this worker's device needs beside state and activations.
     """
 
     schedule: Schedule
@@ -42,6 +43,7 @@ class Plan:
     backward_s: list[float]
     update_s: float
     live_bytes: list[float]
+    working_bytes: float
 
 
 @dataclass
@@ -173,7 +175,7 @@ class _Step:
         self.arrival = 0.0
         self.ready = 0.0
         self.state_bytes = float(runner.state.nbytes())
-        self.live_bytes = 0.0
+        self.live_bytes = plan.working_bytes
         self.record = StepRecord(peak_bytes=self.state_bytes)
 
     def incoming(self) -> dict[int, list[Expected]]:

@@ -4,6 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,11 +12,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ..stage_costs import RECEIVES_AHEAD
 from ..topology import Topology
 from .channels import Channels
-
-AHEAD = 8
-"""Receives that are posted ahead on each link."""
 
 ALIGN = 16
 
@@ -113,6 +112,7 @@ class Transport:
         self.seconds_per_byte = topology.seconds_per_byte[rank]
         self.num_devices = topology.num_devices
         self.channels = Channels(topology) if self.emulated else None
+        self._waiter = ThreadPoolExecutor(1, "sent")
 
     def start_step(self, incoming: dict[int, list[Expected]]) -> None:
         """Post the first receives of every link.
@@ -124,12 +124,12 @@ class Transport:
         self.transfer_s = 0.0
         self._numbers = np.zeros(self.num_devices, int)
         self._expected = np.zeros(self.num_devices, int)
-        self._sends: list[tuple[Any, torch.Tensor]] = []
+        self._sends: list[Future[None]] = []
         self._waiting = {source: deque(messages) for source, messages in incoming.items()}
         self._posted: dict[Any, tuple[Any, Message]] = {}
         self._source = {message.key: source for source, messages in incoming.items() for message in messages}
         for source in incoming:
-            for _ in range(AHEAD):
+            for _ in range(RECEIVES_AHEAD):
                 self._post(source)
 
     def _post(self, source: int) -> None:
@@ -173,7 +173,11 @@ class Transport:
         message.buffer[:8].view(torch.float64)[0] = self._arrival(target, message.payload, ready)
         if self.pinned:
             torch.cuda.current_stream(self.device).synchronize()
-        self._sends.append((dist.isend(message.buffer, dst=target, tag=number), message.buffer))
+        self._keep_until_sent(dist.isend(message.buffer, dst=target, tag=number), message.buffer)
+
+    def _keep_until_sent(self, work: Any, buffer: torch.Tensor) -> None:
+        """Keep a buffer for as long as it is being sent, which only waiting tells: a thread of its own does."""
+        self._sends.append(self._waiter.submit(_wait_for, work, buffer))
 
     def _arrival(self, target: int, payload: int, ready: float) -> float:
         if self.channels is None:
@@ -210,9 +214,14 @@ class Transport:
 
     def finish_step(self) -> None:
         """Wait until everything sent has left."""
-        for work, _ in self._sends:
-            work.wait()
+        for sent in self._sends:
+            sent.result()
         self._sends.clear()
+
+
+def _wait_for(work: Any, buffer: torch.Tensor) -> None:
+    work.wait()
+    del buffer
 
 
 def memory_order(tensor: torch.Tensor) -> list[int]:

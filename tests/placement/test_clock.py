@@ -29,7 +29,8 @@ def test_a_report_agrees_with_its_trace(problems, data):
     np.testing.assert_allclose(report.busy_s + report.waiting_s, report.step_time_s)
     static = np.zeros(problem.topology.num_devices)
     np.add.at(static, problem.devices, clock.costs.state_bytes)
-    np.testing.assert_allclose(report.peak_bytes, static + trace.peak_live_bytes)
+    working = clock.stage_costs(clock.stages(problem.devices), problem.devices).working_bytes
+    np.testing.assert_allclose(report.peak_bytes, static + trace.peak_live_bytes + working)
     seconds, overflow = clock.evaluate(problem.devices)
     assert seconds == report.step_time_s
     assert overflow == pytest.approx(report.overflow_bytes.max())
@@ -59,10 +60,20 @@ def test_a_transfer_takes_latency_and_bytes_over_bandwidth():
     assert apart - together == pytest.approx(2 * (0.01 + 0.05))
 
 
-def test_memory_counts_parameters_optimizer_saved_and_received_bytes():
+def test_memory_counts_state_what_is_saved_what_arrives_and_what_the_largest_op_works_in():
     clock = chain_clock(parameter_bytes=100.0, buffer_bytes=7.0, saved_bytes=1000.0, output_bytes=30.0)
     report = clock.step(Placement(np.array([0, 0, 1])))
-    assert report.peak_bytes.tolist() == [2 * (4 * 100 + 7 + 1000), 4 * 100 + 7 + 1000 + 30]
+    working = 2 * 100 + 30 + 30  # the gradients of its parameters, a copy, those of its result and of its input
+    gradient_ahead = 30
+    first = 2 * (4 * 100 + 7 + 1000) + working + gradient_ahead
+    assert report.peak_bytes.tolist() == [first, 4 * 100 + 7 + 1000 + 30 + working]
+
+
+def test_buffers_wait_for_as_many_messages_as_are_received_ahead():
+    clock = chain_clock(output_bytes=30.0)
+    clock = SimulatedClock(clock.graph, clock.topology, clock.costs, sizes=(1,) * 8)
+    devices = np.array([0, 0, 1])
+    assert clock.stage_costs(clock.stages(devices), devices).working_bytes.tolist() == [60 + 3 * 30, 60 + 2 * 30]
 
 
 def test_what_does_not_fit_is_reported_not_refused():
