@@ -1,6 +1,7 @@
-"""`Beliefs`: what the agent thinks of the devices, corrected by measured step times."""
+"""`Beliefs`: what the agent thinks of ops, devices and links, corrected by measured steps."""
 
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,24 +11,34 @@ from ..placement.costs import Profile, make_costs
 from ..placement.graph import Graph
 from ..placement.placement import Placement
 from ..placement.topology import Topology
+from .corrections import Readings, expected, regress, surprise
+from .readings import Factors, StepParts, device_readings, link_readings, stage_readings, step_parts
 
-# Measured-to-believed ratios are rounded to this, so that noise below it changes no decision.
+# Ratios of measured to believed seconds are rounded to this, so that noise below it changes no decision.
 GRAIN = 0.05
+# A device or link has changed its pace if a reading is off by so many standard deviations, and by so much (a logarithm).
+SURPRISE, CHANGE = 4.0, 0.2
+
+Floats = NDArray[np.float64]
 
 
 class Beliefs:
-    """Device speeds as they appear from the busy seconds of measured steps.
+    """By what factors the costs of op groups, devices and links differ from what was assumed, with uncertainty.
 
-    The costs of single ops come from the profile; how fast each device goes through them is read off every step: the ratio of
-    the busy seconds that were measured to those that the simulator predicts for the same placement.
+    Op times come from the profile, links from the topology. Every measured step says how long each device was busy and each
+    link taken (with a timeline: each stage), and a Bayesian regression finds the factors that explain all of them best
+    (`corrections.py`). A device or link whose seconds fit nothing that was believed has changed its pace: its factor is
+    learned anew, those of the ops are kept.
 
     Args:
         graph: the model.
-        topology: devices with the speeds to start from.
+        topology: devices and links to start from.
         profile: op times on a device of speed 1.
         sizes: samples in each microbatch.
         optimizer_state: bytes of optimizer state per byte of parameter.
-        window: steps that a ratio is the median of, and that a drift has to last.
+        window: steps that a reading is the median of, and that a drift has to last.
+        grain: ratios are rounded to it, and beliefs change by at least half of it.
+        max_groups: groups of ops that have a factor each.
     """
 
     def __init__(
@@ -38,6 +49,8 @@ class Beliefs:
         sizes: tuple[int, ...],
         optimizer_state: float = 2.0,
         window: int = 3,
+        grain: float = GRAIN,
+        max_groups: int = 256,
     ):
         self.graph = graph
         self.topology = topology
@@ -45,16 +58,47 @@ class Beliefs:
         self.sizes = sizes
         self.optimizer_state = optimizer_state
         self.window = window
-        self._ratios: deque[NDArray[np.float64]] = deque(maxlen=window)
-        self._set_speed(topology.speed)
+        self.grain = grain
+        self._factors = Factors(graph, topology, max_groups)
+        self._first = self._clock(np.ones(len(self._factors.spread)))
+        self._learned: list[Readings] = []
+        self._steps: deque[StepReport] = deque(maxlen=window)
+        self._placement: Placement | None = None
+        self.posterior = regress(self._factors.spread, [])
+        self._believe()
 
-    def _set_speed(self, speed: NDArray[np.float64]) -> None:
-        self.speed = speed
-        believed = self.topology.with_speed(speed)
-        costs = make_costs(self.graph, believed, self.profile, self.optimizer_state)
-        self.clock = SimulatedClock(self.graph, believed, costs, self.sizes)
+    def _believe(self) -> None:
+        """Act on what has been learned."""
+        values = self.posterior.factors()
+        self._in_use = self._factors.in_use(values)
+        self.clock = self._clock(values)
+        self.speed = self.clock.topology.speed
         self._predicted: tuple[Placement, StepReport] | None = None
-        self._ratios.clear()
+        self._steps.clear()
+
+    def _clock(self, values: Floats) -> SimulatedClock:
+        """The simulator with every cost multiplied by its factor."""
+        factors, topology = self._factors, self.topology.with_speed(self.topology.speed / values[self._factors.device])
+        links = []
+        for link in topology.links:
+            ends = topology.index[link.source], topology.index[link.target]
+            slower = float(values[factors.network] * values[factors.link[ends]])
+            links.append(
+                replace(
+                    link,
+                    latency_s=link.latency_s * slower,
+                    bandwidth_bytes_per_s=link.bandwidth_bytes_per_s / slower,
+                )
+            )
+        topology = replace(topology, links=tuple(links))
+        costs = make_costs(self.graph, topology, self.profile, self.optimizer_state)
+        of_op = values[factors.group_of][:, None]
+        costs = replace(costs, forward_s=costs.forward_s * of_op, backward_s=costs.backward_s * of_op)
+        return SimulatedClock(self.graph, topology, costs, self.sizes)
+
+    def sample(self, rng: np.random.Generator) -> SimulatedClock:
+        """The simulator with costs as they might be, drawn from what is believed."""
+        return self._clock(self.posterior.sample(rng))
 
     def predict(self, placement: Placement) -> StepReport:
         """What a step under `placement` should look like."""
@@ -64,35 +108,65 @@ class Beliefs:
 
     def observe(self, placement: Placement, report: StepReport) -> None:
         """Take in one measured step."""
-        predicted = self.predict(placement).busy_s
-        ratio = np.ones(len(predicted))
-        active = predicted > 1e-9
-        ratio[active] = report.busy_s[active] / predicted[active]
-        self._ratios.append(ratio)
+        if placement != self._placement:
+            self._placement = placement
+            self._steps.clear()
+        self._steps.append(report)
 
     def forget(self) -> None:
-        """Drop the steps seen so far; call it when the placement changes."""
-        self._ratios.clear()
+        """Drop the steps seen since the last correction; call it when the placement changes."""
+        self._steps.clear()
+
+    def _ratios(self) -> Floats:
+        """Measured over believed busy seconds of each device in each step of the window, `float64[steps, d]`."""
+        if self._placement is None or len(self._steps) < self.window:
+            return np.ones((1, self.topology.num_devices))
+        believed = self.predict(self._placement).busy_s
+        measured = np.array([report.busy_s for report in self._steps])
+        return np.divide(measured, believed, out=np.ones_like(measured), where=believed > 1e-9)
 
     @property
-    def ratio(self) -> NDArray[np.float64]:
+    def ratio(self) -> Floats:
         """Median ratio of measured to believed busy seconds, `float64[d]`; 1 until a window is full."""
-        if len(self._ratios) < self.window:
-            return np.ones(self.topology.num_devices)
-        return np.median(np.array(self._ratios), axis=0)
+        return np.median(self._ratios(), axis=0)
 
     def drift(self, tolerance: float) -> NDArray[np.int64]:
         """Devices whose pace was off by more than `tolerance` (0.2 is 20 %), the same way, in every step of the window."""
-        if len(self._ratios) < self.window:
-            return np.zeros(0, np.int64)
-        off = np.log(np.maximum(np.array(self._ratios), 1e-3))
+        off = np.log(np.maximum(self._ratios(), 1e-3))
         slower, faster = off.min(axis=0) > np.log1p(tolerance), off.max(axis=0) < -np.log1p(tolerance)
         return np.flatnonzero(slower | faster)
 
     def correct(self) -> bool:
-        """Believe the measured pace; returns whether that changed anything."""
-        rounded = np.maximum(GRAIN, np.round(self.ratio / GRAIN) * GRAIN)
-        if np.allclose(rounded, 1.0):
+        """Learn from the steps of a full window; returns whether that changed anything."""
+        if self._placement is None or len(self._steps) < self.window:
             return False
-        self._set_speed(self.speed / rounded)
+        placement, reports = self._placement, list(self._steps)
+        parts = step_parts(self._first, placement)
+        self._renew(parts, placement.devices, reports)
+        timed = all(report.timeline for report in reports)
+        compute = stage_readings if timed else device_readings
+        self._learned += [
+            compute(parts, placement.devices, reports, self._first, self._factors, self.grain),
+            link_readings(parts, reports, self._first, self._factors, self.grain),
+        ]
+        self.posterior = regress(self._factors.spread, self._learned)
+        believed = self._factors.in_use(self.posterior.factors())
+        if np.abs(np.log(believed / self._in_use)).max() <= self.grain / 2:
+            return False
+        self._believe()
         return True
+
+    def _renew(self, parts: StepParts, devices: NDArray[np.int64], reports: list[StepReport]) -> None:
+        """Forget the factors of devices and links whose seconds are no longer what they were."""
+        factors = self._factors
+        busy = device_readings(parts, devices, reports, self._first, factors, 0.0)
+        taken = link_readings(parts, reports, self._first, factors, 0.0)
+        changed = busy.shared[self._changed(busy)], np.flatnonzero(taken.seconds[self._changed(taken)].any(axis=0))
+        factors.renew_devices(changed[0])
+        factors.renew_links(changed[1])
+        if changed[0].size or changed[1].size:
+            self.posterior = regress(factors.spread, self._learned)
+
+    def _changed(self, readings: Readings) -> NDArray[np.bool_]:
+        off = np.log(readings.measured / expected(readings, self.posterior.factors()))
+        return (np.abs(surprise(readings, self.posterior)) > SURPRISE) & (np.abs(off) > CHANGE)
