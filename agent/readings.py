@@ -45,8 +45,7 @@ class Factors:
     """
 
     def __init__(self, graph: Graph, topology: Topology, max_groups: int):
-        free = graph.num_ops <= max_groups and not (graph.colocation >= 0).any()
-        self.group_of = np.arange(graph.num_ops) if free else coarsen(graph, max_groups).group_of
+        self.group_of = coarsen(graph, max_groups).group_of
         groups, devices = int(self.group_of.max()) + 1, topology.num_devices
         self.device = groups + np.arange(devices)
         self.network = groups + devices

@@ -22,13 +22,13 @@ def annealing(evaluator: Evaluator, rng: np.random.Generator) -> None:
     than the start.
     """
     _evaluate_manual(evaluator, rng)
-    _search(evaluator, rng, min(MOST, HOTTEST_OPS / evaluator.clock.graph.num_ops))
+    anneal(evaluator, rng, min(MOST, HOTTEST_OPS / evaluator.clock.graph.num_ops))
 
 
 def local_search(evaluator: Evaluator, rng: np.random.Generator) -> None:
     """Random hill climbing from the best manual configuration: a move stays unless it makes the step slower."""
     _evaluate_manual(evaluator, rng)
-    _search(evaluator, rng, 0.0)
+    anneal(evaluator, rng, 0.0)
 
 
 def _evaluate_manual(evaluator: Evaluator, rng: np.random.Generator) -> None:
@@ -40,8 +40,14 @@ def _evaluate_manual(evaluator: Evaluator, rng: np.random.Generator) -> None:
         evaluator(devices)
 
 
-def _search(evaluator: Evaluator, rng: np.random.Generator, hottest: float) -> None:
-    """Move from placement to placement until the evaluations are spent."""
+def anneal(evaluator: Evaluator, rng: np.random.Generator, hottest: float) -> None:
+    """Move from placement to placement until the evaluations are spent, from the evaluator's best.
+
+    Args:
+        evaluator: has priced at least one placement.
+        rng: of the moves.
+        hottest: temperature at the start, as a share of the step time there; 0 for hill climbing.
+    """
     moves = Moves(evaluator.clock)
     overflow, unit = evaluator.best
     unit = max(unit, 1e-12)
