@@ -1,6 +1,6 @@
 """`optimise`: a good placement from a few measured steps."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ from .propose import propose
 from .starts import cheap_plans
 
 Ints = NDArray[np.int64]
-Planner = Callable[[SimulatedClock, Placement, Mapping[str, Ints], int], Placement]
+Planner = Callable[[SimulatedClock, Sequence[Placement], int], Placement]
+"""`(simulator, measured placements, the fastest first, seed) -> a placement`, one that was not measured if there is any."""
 
 # Every so many probes one is planned on costs drawn from the beliefs instead of the likeliest ones.
 DRAWN_EVERY = 4
@@ -24,7 +25,6 @@ DRAWN_EVERY = 4
 LAST = 4
 # Placements measured before that each proposal starts from, the fastest first.
 KEPT = 3
-_TRIES = 4
 # Between these is the temperature at which single ops are annealed, as a share of the step time: another one every time,
 # so that not every plan ends where the last one did.
 TEMPERATURES = (0.003, 0.1)
@@ -50,25 +50,74 @@ class Probe:
         return float(self.report.overflow_bytes.sum()), self.report.step_time_s
 
 
-def policy_planner(evaluations: int = 800, polish: int = 3000, policy: PlacementNetwork | None = None) -> Planner:
+class Unmeasured(Evaluator):
+    """Prices placements with the cost of moving, and keeps the best of those that were not measured.
+
+    Args:
+        clock: what prices.
+        evaluations: how many placements may be priced.
+        measured: placements that were.
+        moving_s: seconds of moving to a map that each step has to bear.
+
+    Attributes:
+        found: the best that was not measured.
+    """
+
+    def __init__(
+        self,
+        clock: SimulatedClock,
+        evaluations: int,
+        measured: Sequence[Placement],
+        moving_s: Callable[[Ints], float],
+    ):
+        super().__init__(clock, evaluations)
+        self.found: Ints | None = None
+        self._found = self.best
+        self._measured = {placement.devices.tobytes() for placement in measured}
+        self._moving_s = moving_s
+
+    def __call__(self, devices: Ints) -> tuple[float, float]:
+        """`(overflow_bytes, value_s)` of a map, as `Evaluator` gives it."""
+        devices = np.ascontiguousarray(devices[self._leaders], np.int64)
+        value, overflow = self.clock.evaluate(devices)
+        rank = overflow, value + self._moving_s(devices)
+        self.used += 1
+        if rank < self.best:
+            self.best, self.devices = rank, devices
+        if rank < self._found and devices.tobytes() not in self._measured:
+            self._found, self.found = rank, devices
+        return rank
+
+
+def policy_planner(
+    evaluations: int = 300,
+    polish: int = 3000,
+    moving_s: Callable[[Ints], float] | None = None,
+    policy: PlacementNetwork | None = None,
+) -> Planner:
     """Plans with `propose`, from the cheap plans and the placements that were measured, and anneals single ops after that.
 
     Args:
         evaluations: simulated placements a proposal, half of them at most for the cheap plans.
         polish: simulated placements for annealing; these are cheap, no network looks at them.
+        moving_s: seconds of moving to a map that each step has to bear; nothing if not given.
         policy: by default the shipped one.
     """
+    moving_s = moving_s or (lambda devices: 0.0)
 
-    def planner(clock: SimulatedClock, start: Placement, others: Mapping[str, Ints], seed: int) -> Placement:
+    def planner(clock: SimulatedClock, measured: Sequence[Placement], seed: int) -> Placement:
         plans = cheap_plans(clock, seed, evaluations // 2)
-        starts = {**{found.planner: found.devices for found in plans}, **others}
+        starts = {found.planner: found.devices for found in plans}
+        starts |= {f"measured {place}": found.devices for place, found in enumerate(measured[1:KEPT], 1)}
         left = max(2, evaluations - sum(found.evaluations for found in plans))
-        found = propose(clock, start, policy=policy, evaluations=left, seed=seed, starts=starts).placement
-        evaluator = Evaluator(clock, 1 + polish)
-        evaluator(found.devices)
+        proposal = propose(
+            clock, measured[0], policy=policy, evaluations=left, seed=seed, starts=starts, migration_cost=moving_s
+        )
+        evaluator = Unmeasured(clock, 1 + polish, measured, moving_s)
+        evaluator(proposal.placement.devices)
         rng = np.random.default_rng(seed)
         anneal(evaluator, rng, float(np.exp(rng.uniform(*np.log(TEMPERATURES)))))
-        return Placement(evaluator.devices, start.microbatches)
+        return Placement(measured[0].devices if evaluator.found is None else evaluator.found, clock.microbatches)
 
     return planner
 
@@ -80,12 +129,11 @@ def optimise(
     evaluations: int = 20,
     seed: int = 0,
     planner: Planner | None = None,
-) -> list[Probe]:
+) -> Iterator[Probe]:
     """Measure, learn, plan on what was learned, and again.
 
-    Most probes are the best that the planner finds on the likeliest costs; every fourth one on costs drawn from what is
-    believed (Thompson, Biometrika 1933), and so is any that would repeat what was measured. None of the last few is drawn
-    unless it would repeat.
+    Most probes are the best unmeasured placement that the planner finds on the likeliest costs; every fourth one, but none
+    of the last few, on costs drawn from what is believed (Thompson, Biometrika 1933).
 
     Args:
         measure: trains a step under a placement; a report with a timeline teaches more.
@@ -95,44 +143,30 @@ def optimise(
         seed: the same seed and reports give the same probes.
         planner: finds a placement on a simulator; by default `policy_planner()`.
 
-    Returns:
-        The probes in the order in which they were measured; `best` is the answer. Fewer than `evaluations` if there is
-        nothing left to try.
+    Yields:
+        The probes, each as soon as it is measured; `best` of them is the answer.
     """
+    planner, rng = planner or policy_planner(), np.random.default_rng(seed)
     probes: list[Probe] = []
-    for placement in _placements(probes, beliefs, start, evaluations, seed, planner or policy_planner()):
+    for number in range(evaluations):
+        if number == 0:
+            placement = start or planner(beliefs.clock, [_anywhere(beliefs)], seed * evaluations)
+        else:
+            drawn = number % DRAWN_EVERY == DRAWN_EVERY - 1 and number < evaluations - LAST
+            clock = beliefs.sample(rng) if drawn else beliefs.clock
+            ranked = [probe.placement for probe in sorted(probes, key=lambda probe: probe.rank)]
+            placement = planner(clock, ranked, seed * evaluations + number)
         predicted = beliefs.predict(placement).step_time_s
-        report = measure(placement)
-        beliefs.observe(placement, report)
+        probes.append(Probe(placement, measure(placement), predicted))
+        beliefs.observe(placement, probes[-1].report)
         beliefs.correct()
-        probes.append(Probe(placement, report, predicted))
-    return probes
+        yield probes[-1]
 
 
-def best(probes: list[Probe]) -> Probe:
+def best(probes: Sequence[Probe]) -> Probe:
     """The fastest probe of those that fit memory."""
     return min(probes, key=lambda probe: probe.rank)
 
 
-def _placements(
-    probes: list[Probe], beliefs: Beliefs, start: Placement | None, evaluations: int, seed: int, planner: Planner
-) -> Iterator[Placement]:
-    """What to measure next, as long as something is left to try; `probes` grows meanwhile."""
-    rng = np.random.default_rng(seed)
-    microbatches = len(beliefs.sizes)
-    if start is None:
-        anywhere = Placement(np.zeros(beliefs.graph.num_ops, np.int64), microbatches)
-        start = planner(beliefs.clock, anywhere, {}, seed)
-    yield start
-    for number in range(1, evaluations):
-        drawn = number % DRAWN_EVERY == DRAWN_EVERY - 1 and number < evaluations - LAST
-        ranked = sorted(probes, key=lambda probe: probe.rank)
-        others = {f"measured {place}": probe.placement.devices for place, probe in enumerate(ranked[1:KEPT])}
-        for attempt in range(_TRIES):
-            clock = beliefs.sample(rng) if drawn or attempt else beliefs.clock
-            found = planner(clock, ranked[0].placement, others, (seed * evaluations + number) * _TRIES + attempt)
-            if all(found != probe.placement for probe in probes):
-                break
-        else:
-            return
-        yield found
+def _anywhere(beliefs: Beliefs) -> Placement:
+    return Placement(np.zeros(beliefs.graph.num_ops, np.int64), len(beliefs.sizes))

@@ -22,12 +22,12 @@ Method = Callable[[Stand, int, int], None]
 GROUPS = 32
 # Evaluations that TPE draws at random before it has a model; the default, 10, would be half of all.
 STARTUP = 5
-PROPOSED, POLISHED = 800, 3000
+PROPOSED, POLISHED = 300, 3000
 
 
 def segue(stand: Stand, evaluations: int, seed: int) -> None:
     """The agent: measures, learns from the times of stages and links, and plans on what it learned."""
-    optimise(stand.step, make_beliefs(stand), None, evaluations, seed, policy_planner(PROPOSED, POLISHED))
+    list(optimise(stand.step, make_beliefs(stand), None, evaluations, seed, policy_planner(PROPOSED, POLISHED)))
 
 
 def segue_busy(stand: Stand, evaluations: int, seed: int) -> None:
@@ -36,7 +36,7 @@ def segue_busy(stand: Stand, evaluations: int, seed: int) -> None:
     def measure(placement: Placement) -> Any:
         return stand.step(placement, timeline=False)
 
-    optimise(measure, make_beliefs(stand), None, evaluations, seed, policy_planner(PROPOSED, POLISHED))
+    list(optimise(measure, make_beliefs(stand), None, evaluations, seed, policy_planner(PROPOSED, POLISHED)))
 
 
 def believed(stand: Stand, evaluations: int, seed: int) -> None:
