@@ -1,6 +1,7 @@
 """`Beliefs`: what the agent thinks of ops, devices and links, corrected by measured steps."""
 
 from collections import deque
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -99,6 +100,15 @@ class Beliefs:
     def sample(self, rng: np.random.Generator) -> SimulatedClock:
         """The simulator with costs as they might be, drawn from what is believed."""
         return self._clock(self.posterior.sample(rng))
+
+    def without(self, device: int) -> "Beliefs":
+        """The same beliefs when a device has gone; those here stay as they are."""
+        rest = copy(self)
+        rest.topology, rest._factors = self.topology.without(device), self._factors.without(device)
+        rest._first = rest._clock(np.ones(len(rest._factors.spread)))
+        rest._learned, rest._steps = list(self._learned), deque(maxlen=self.window)
+        rest._believe()
+        return rest
 
     def predict(self, placement: Placement) -> StepReport:
         """What a step under `placement` should look like."""

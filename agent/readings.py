@@ -1,6 +1,7 @@
 """What a measured step says about the factors: busy seconds of devices or stages, seconds of links."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +69,13 @@ class Factors:
         """Give the links that have these factors others, of which nothing is known."""
         for factor in factors:
             self.link[self.link == factor] = self._new(LINK_SPREAD)
+
+    def without(self, device: int) -> "Factors":
+        """The same factors when a device has gone."""
+        rest = copy(self)
+        rest.device = np.delete(self.device, device)
+        rest.link = np.delete(np.delete(self.link, device, axis=0), device, axis=1)
+        return rest
 
     def _new(self, spread: float) -> int:
         self.spread = np.append(self.spread, spread)

@@ -173,6 +173,12 @@ class Topology:
         devices = [replace(d, speed=float(s)) for d, s in zip(self.devices, speed, strict=True)]
         return replace(self, devices=tuple(devices))
 
+    def without(self, device: int) -> "Topology":
+        """The same topology when a device has gone, with its links."""
+        name = self.devices[device].name
+        links = tuple(link for link in self.links if name not in (link.source, link.target))
+        return replace(self, devices=self.devices[:device] + self.devices[device + 1 :], links=links)
+
     def to_record(self) -> dict[str, Any]:
         """The JSON and YAML form."""
         return {
