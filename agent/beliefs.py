@@ -13,7 +13,7 @@ from ..placement.graph import Graph
 from ..placement.placement import Placement
 from ..placement.topology import Topology
 from .corrections import Readings, expected, regress, surprise
-from .readings import Factors, StepParts, device_readings, link_readings, stage_readings, step_parts
+from .readings import Factors, StepParts, counts_transfers, device_readings, link_readings, stage_readings, step_parts
 
 # Ratios of measured to believed seconds are rounded to this, so that noise below it changes no decision.
 GRAIN = 0.05
@@ -127,24 +127,25 @@ class Beliefs:
         """Drop the steps seen since the last correction; call it when the placement changes."""
         self._steps.clear()
 
-    def _ratios(self) -> Floats:
-        """Measured over believed busy seconds of each device in each step of the window, `float64[steps, d]`."""
+    def drift(self, tolerance: float) -> dict[str, float]:
+        """What was off its believed pace by more than `tolerance` (0.2 is 20 %), the same way, in a full window's every step.
+
+        Returns:
+            Device name, or `sending from` it, -> median ratio of measured to believed seconds.
+        """
         if self._placement is None or len(self._steps) < self.window:
-            return np.ones((1, self.topology.num_devices))
-        believed = self.predict(self._placement).busy_s
-        measured = np.array([report.busy_s for report in self._steps])
-        return np.divide(measured, believed, out=np.ones_like(measured), where=believed > 1e-9)
-
-    @property
-    def ratio(self) -> Floats:
-        """Median ratio of measured to believed busy seconds, `float64[d]`; 1 until a window is full."""
-        return np.median(self._ratios(), axis=0)
-
-    def drift(self, tolerance: float) -> NDArray[np.int64]:
-        """Devices whose pace was off by more than `tolerance` (0.2 is 20 %), the same way, in every step of the window."""
-        off = np.log(np.maximum(self._ratios(), 1e-3))
-        slower, faster = off.min(axis=0) > np.log1p(tolerance), off.max(axis=0) < -np.log1p(tolerance)
-        return np.flatnonzero(slower | faster)
+            return {}
+        believed, names = self.predict(self._placement), [device.name for device in self.topology.devices]
+        taken = [(names, believed.busy_s, [report.busy_s for report in self._steps])]
+        if all(counts_transfers(report) for report in self._steps):
+            sending = [f"sending from {name}" for name in names]
+            taken.append((sending, believed.transfer_s, [report.transfer_s for report in self._steps]))
+        return {
+            name: float(np.exp(np.median(off)))
+            for what, expected_s, measured_s in taken
+            for name, off in zip(what, _off(expected_s, np.array(measured_s)).T, strict=True)
+            if off.min() > np.log1p(tolerance) or off.max() < -np.log1p(tolerance)
+        }
 
     def correct(self) -> bool:
         """Learn from the steps of a full window; returns whether that changed anything."""
@@ -180,3 +181,9 @@ class Beliefs:
     def _changed(self, readings: Readings) -> NDArray[np.bool_]:
         off = np.log(readings.measured / expected(readings, self.posterior.factors()))
         return (np.abs(surprise(readings, self.posterior)) > SURPRISE) & (np.abs(off) > CHANGE)
+
+
+def _off(believed_s: Floats, measured_s: Floats) -> Floats:
+    """Logarithms of measured over believed seconds, 0 where nothing is believed to happen, `float64[steps, d]`."""
+    ratio = np.divide(measured_s, believed_s, out=np.ones_like(measured_s), where=believed_s > 1e-9)
+    return np.log(np.maximum(ratio, 1e-3))

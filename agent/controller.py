@@ -21,7 +21,7 @@ class ControllerConfig:
     Attributes:
         profile_steps: measured steps before the first proposal, and after every move before it is judged.
         skip_steps: steps after a change that are not counted (caches and allocators warm up).
-        drift: relative change of a device's pace that makes the agent think again.
+        drift: relative change of a device's or its links' pace that makes the agent think again.
         least_gain: relative predicted gain below which a move is not made; half the error of the prediction for the
             present placement, if that is more.
         rounds: proposals until the placement is left alone (until a device drifts).
@@ -89,7 +89,7 @@ class Controller:
 
     It measures a few steps, corrects its beliefs by them, has the policy propose in a process beside the run, moves if the
     predicted gain over the rest of the run exceeds the cost of moving, measures again, keeps what is faster and takes back
-    what is not. When a device's pace drifts, it starts over from there.
+    what is not. When the pace of a device or of its links drifts, it starts over from there.
 
     Args:
         beliefs: what the agent thinks of the devices.
@@ -265,8 +265,8 @@ class Controller:
         now, then = self._median(), before.measured_before_s or np.inf
         facts = {"measured_before_s": then, "measured_after_s": now, "speeds": self._speeds()}
         drifted = self.beliefs.drift(self.config.drift)
-        if now >= then and len(drifted):
-            # A device changed its pace in the meantime; what was measured before says nothing about now.
+        if now >= then and drifted:
+            # Something changed its pace in the meantime; what was measured before says nothing about now.
             self._drifted(step, drifted)
             return None
         if now >= then:
@@ -285,13 +285,11 @@ class Controller:
 
     def _watch(self, step: int) -> None:
         drifted = self.beliefs.drift(self.config.drift)
-        if len(drifted):
+        if drifted:
             self._drifted(step, drifted)
 
-    def _drifted(self, step: int, drifted: NDArray[np.int64]) -> None:
-        ratio = self.beliefs.ratio
-        names = [self.beliefs.topology.devices[d].name for d in drifted]
-        paces = ", ".join(f"{name} takes {ratio[d]:.2f} times as long" for name, d in zip(names, drifted, strict=True))
+    def _drifted(self, step: int, drifted: dict[str, float]) -> None:
+        paces = ", ".join(f"{name} takes {ratio:.2f} times as long" for name, ratio in drifted.items())
         recent = self._times[-self.beliefs.window :]
         self.beliefs.correct()
         self._start_over(f"{paces} as before")

@@ -195,7 +195,7 @@ def link_readings(
 ) -> Readings:
     """Seconds of the links: one by one where the steps' timelines show them, else of each device's outgoing ones.
 
-    None where the report counts waiting as transfer, as it does on real devices.
+    None where the reports do not tell transfers from waiting.
     """
     count = len(parts.update)
     busy = np.array([_link_seconds(report, clock.topology) for report in reports])
@@ -204,12 +204,17 @@ def link_readings(
     row = np.arange(count * count) if alone else np.repeat(np.arange(count), count)
     rows = count * count if alone else count
     used = np.flatnonzero(parts.link.ravel() > 0)
-    if any(report.source == "measured" for report in reports):
+    if not all(counts_transfers(report) for report in reports):
         used = used[:0]
     seconds = np.zeros((rows, len(factors.spread)))
     np.add.at(seconds, (row[used], factors.link.ravel()[used]), parts.link.ravel()[used])
     empty, shared = np.zeros(rows), np.full(rows, factors.network)
     return _readings(Readings(seconds, shared, empty, empty, measured.ravel(), np.full(rows, NOISE)), grain)
+
+
+def counts_transfers(report: StepReport) -> bool:
+    """Whether transfer seconds are what links were taken; real devices count what they waited for messages."""
+    return report.source != "measured"
 
 
 def _link_seconds(report: StepReport, topology: Topology) -> Floats:

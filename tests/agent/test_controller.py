@@ -1,5 +1,6 @@
 """The controller against steps that a second simulator plays, with device speeds that the agent has to find out."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,10 @@ class Thinker:
         pass
 
 
-def truth(speed: np.ndarray) -> SimulatedClock:
+def truth(speed: np.ndarray, links: float = 1.0) -> SimulatedClock:
     topology = TOPOLOGY.with_speed(speed)
+    slower = [replace(link, latency_s=link.latency_s * links) for link in topology.links]
+    topology = replace(topology, links=tuple(slower))
     return SimulatedClock(GRAPH, topology, make_costs(GRAPH, topology, PROFILE), SIZES)
 
 
@@ -64,6 +67,7 @@ def play(
     steps: int = STEPS,
     outlier: int = -1,
     pause_s: float = 0.1,
+    slow_links_from: int = STEPS,
     **changes: Any,
 ) -> Controller:
     """A run whose true speeds change at the given steps."""
@@ -76,6 +80,8 @@ def play(
     for step in range(steps):
         if step in speeds:
             clock = truth(speeds[step])
+        if step == slow_links_from:
+            clock = truth(TOPOLOGY.speed, 200.0)
         now = truth(TOPOLOGY.speed / 5) if step == outlier else clock
         decision = controller.observe(step, now.step(controller.placement))
         if decision is not None:
@@ -131,6 +137,17 @@ def test_a_device_that_slows_down_is_noticed_and_answered() -> None:
     assert "dev0 takes" in answer.why
     assert 30 < answer.step <= 36
     assert thinker.requests[1].clock.topology.speed == pytest.approx(slow, rel=0.06)
+
+
+def test_links_that_slow_down_are_noticed_and_answered() -> None:
+    thinker = Thinker(BETTER, np.zeros(OPS, np.int64))
+    controller = play(thinker, {}, slow_links_from=30)
+    assert actions(controller)[:3] == ["move", "keep", "move"]
+    answer = controller.log[2]
+    assert "sending from dev0 takes" in answer.why
+    assert 30 < answer.step <= 36
+    believed, before = thinker.requests[1].clock.topology.latency_s, TOPOLOGY.latency_s
+    assert believed[0, 1] == pytest.approx(200 * before[0, 1], rel=0.1)
 
 
 def test_one_slow_step_is_no_drift() -> None:
