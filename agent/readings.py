@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -230,7 +230,8 @@ def _readings(readings: Readings, grain: float) -> Readings:
     """Those that say something, with ratios of measured to believed rounded to `grain`."""
     believed = readings.fixed + readings.alone + readings.seconds.sum(axis=1)
     kept = (readings.seconds.sum(axis=1) > 1e-9) & (readings.measured > 0)
-    readings = Readings(*(column[kept] for column in readings))
+    columns: Any = [column[kept] for column in readings]
+    readings = Readings(*columns)
     ratio = np.log(readings.measured / believed[kept])
     if grain:
         ratio = np.round(ratio / grain) * grain

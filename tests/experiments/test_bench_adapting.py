@@ -11,7 +11,7 @@ def test_a_device_a_link_and_a_device_altogether_change() -> None:
     running = Placement(np.arange(believed.graph.num_ops) * 4 // believed.graph.num_ops, 2)
     slow, link, gone = changes(truth, make_beliefs(believed), running, np.random.default_rng(0))
     assert 2 <= (slow.truth.step(running).busy_s / truth.step(running).busy_s).max() <= 4
-    assert (link.truth.topology.latency_s / truth.topology.latency_s).max(where=~np.eye(4, dtype=bool), initial=0) > 9.9
+    assert sorted(link.truth.topology.latency_s.ravel())[-2:] > [5 * truth.topology.latency_s.max()] * 2
     assert link.truth.step_time(running.devices) > truth.step_time(running.devices)
     assert gone.truth.topology.num_devices == gone.beliefs.topology.num_devices == 3
     left = gone.running >= 0
