@@ -93,7 +93,7 @@ def regress(spread: Floats, parts: Sequence[Readings]) -> Posterior:
         if np.abs(step).max() < _CLOSE:
             break
     slope, _ = _linearised(readings, mean)
-    return Posterior(mean, np.linalg.inv(precision + (slope.T * weight) @ slope))
+    return Posterior(mean, np.linalg.inv(precision + (slope.T * weight) @ slope).astype(np.float64))
 
 
 def surprise(readings: Readings, posterior: Posterior) -> Floats:

@@ -126,8 +126,8 @@ def step_parts(clock: SimulatedClock, placement: Placement) -> StepParts:
         stages=stages,
         compute=(costs.forward_s + costs.backward_s)[ops, column] * fractions(clock.sizes).sum(),
         stage=(trace.end - trace.start).sum(axis=(1, 2)),
-        update=np.bincount(devices, costs.update_s[ops, column], count),
-        link=np.bincount(pair, seconds, count * count).reshape(count, count),
+        update=np.bincount(devices, costs.update_s[ops, column], count).astype(np.float64),
+        link=np.bincount(pair, seconds, count * count).astype(np.float64).reshape(count, count),
     )
 
 
