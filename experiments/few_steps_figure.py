@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .figures import DEVICE_COLOURS, FAINT, INK
 
@@ -34,6 +35,7 @@ def few_steps_figure(rows: list[dict[str, Any]], goal: float) -> bytes:
     axes.set_yscale("log")
     axes.set_yticks([0.1, 0.3, 1, 3, 10, 30, 100, 300], ["0.1", "0.3", "1", "3", "10", "30", "100", "300"])
     axes.set_xlim(1, None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("measured steps")
     axes.set_ylabel("best so far over best known, % more (simulated)")
     axes.set_title(
