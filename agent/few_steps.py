@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..placement.clock import SimulatedClock, StepReport
+from ..placement.errors import SegueError
 from ..placement.placement import Placement
 from ..placement.planners.annealing import anneal
 from ..placement.planners.plan import Evaluator
@@ -145,7 +146,12 @@ def optimise(
 
     Yields:
         The probes, each as soon as it is measured; `best` of them is the answer.
+
+    Raises:
+        SegueError: if the beliefs learn from several steps at once.
     """
+    if beliefs.window != 1:
+        raise SegueError(f"optimise: beliefs must learn from every step (window 1), got window {beliefs.window}")
     planner, rng = planner or policy_planner(), np.random.default_rng(seed)
     probes: list[Probe] = []
     for number in range(evaluations):

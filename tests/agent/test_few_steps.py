@@ -2,11 +2,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from segue.agent.beliefs import Beliefs
 from segue.agent.few_steps import Probe, best, optimise, policy_planner
 from segue.placement.clock import SimulatedClock
 from segue.placement.costs import make_costs, roofline
+from segue.placement.errors import SegueError
 from segue.placement.graph import make_graph
 from segue.placement.placement import Placement
 from segue.placement.planners import plan
@@ -84,3 +86,9 @@ def test_moving_that_costs_more_than_it_gains_is_not_proposed() -> None:
     found = policy_planner(100, 300, moving_s)(clock, [good], 0)
     assert len(found.moved(good)) == 1
     assert found != good
+
+
+def test_beliefs_that_wait_for_several_steps_are_refused() -> None:
+    slow = Beliefs(GRAPH, TOPOLOGY, roofline(GRAPH), BELIEVED.sizes, window=3)
+    with pytest.raises(SegueError, match="window 1"):
+        next(optimise(truth().step, slow, START, planner=PLANNER))
