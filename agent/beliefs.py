@@ -104,7 +104,8 @@ class Beliefs:
     def without(self, device: int) -> "Beliefs":
         """The same beliefs when a device has gone; those here stay as they are."""
         rest = copy(self)
-        rest.topology, rest._factors = self.topology.without(device), self._factors.without(device)
+        rest.topology = self.topology.without([self.topology.devices[device].name])
+        rest._factors = self._factors.without(device)
         rest._first = rest._clock(np.ones(len(rest._factors.spread)))
         rest._learned, rest._steps = list(self._learned), deque(maxlen=self.window)
         rest._believe()

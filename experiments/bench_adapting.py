@@ -125,7 +125,9 @@ def changes(truth: SimulatedClock, beliefs: Beliefs, running: Placement, rng: np
         Change(f"link {names[ends[0]]}-{names[ends[1]]} at a tenth", slower, copy.deepcopy(beliefs), devices),
         Change(
             f"{names[gone]} is gone",
-            SimulatedClock(truth.graph, truth.topology.without(gone), _without(truth.costs, gone), truth.sizes),
+            SimulatedClock(
+                truth.graph, truth.topology.without([names[gone]]), _without(truth.costs, gone), truth.sizes
+            ),
             beliefs.without(gone),
             np.where(devices == gone, -1, devices - (devices > gone)),
         ),

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -173,11 +173,13 @@ class Topology:
         devices = [replace(d, speed=float(s)) for d, s in zip(self.devices, speed, strict=True)]
         return replace(self, devices=tuple(devices))
 
-    def without(self, device: int) -> "Topology":
-        """The same topology when a device has gone, with its links."""
-        name = self.devices[device].name
-        links = tuple(link for link in self.links if name not in (link.source, link.target))
-        return replace(self, devices=self.devices[:device] + self.devices[device + 1 :], links=links)
+    def without(self, names: Collection[str]) -> "Topology":
+        """The topology without some of its devices and their links."""
+        return replace(
+            self,
+            devices=tuple(device for device in self.devices if device.name not in names),
+            links=tuple(link for link in self.links if link.source not in names and link.target not in names),
+        )
 
     def to_record(self) -> dict[str, Any]:
         """The JSON and YAML form."""

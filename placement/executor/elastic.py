@@ -4,8 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,7 +63,7 @@ def run_elastic(
         return any(lost[name].answers() for name in missing())
 
     while True:
-        here = without(topology, missing())
+        here = topology.without(missing())
         try:
             return start(here, one_is_back)
         except WorkerFailed as error:
@@ -78,7 +77,7 @@ def run_elastic(
                 say(str(error))
             else:
                 raise
-        names = ", ".join(device.name for device in without(topology, missing()).devices)
+        names = ", ".join(device.name for device in topology.without(missing()).devices)
         say(f"starting again on {names}")
 
 
@@ -112,12 +111,3 @@ class _Lost:
         if code:
             self._trial, self._from = None, time.monotonic() + self._wait_s
         return code == 0
-
-
-def without(topology: Topology, names: Collection[str]) -> Topology:
-    """The topology without some of its devices and their links."""
-    return replace(
-        topology,
-        devices=tuple(device for device in topology.devices if device.name not in names),
-        links=tuple(link for link in topology.links if link.source not in names and link.target not in names),
-    )
