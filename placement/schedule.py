@@ -30,6 +30,18 @@ class Instruction(NamedTuple):
     peer: int = -1
 
 
+class Arrival(NamedTuple):
+    """A message as its receiver sees it.
+
+    Attributes:
+        send: the sender's instruction.
+        acknowledges: messages of the receiver's that the sender has taken in before.
+    """
+
+    send: Instruction
+    acknowledges: int
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """What every device does in one training step, in order.
@@ -49,13 +61,18 @@ class Schedule:
     stages: Stages
     programs: tuple[tuple[Instruction, ...], ...]
 
-    def incoming(self, device: int) -> dict[int, list[Instruction]]:
-        """For each device that sends to this one, its messages as the sender's `send` instructions, in order."""
+    def incoming(self, device: int) -> dict[int, list[Arrival]]:
+        """For each device that sends to this one, its messages in order."""
         result = defaultdict(list)
         for source, program in enumerate(self.programs):
+            taken_in = 0
             for instruction in program:
-                if instruction.kind == "send" and instruction.peer == device:
-                    result[source].append(instruction)
+                if instruction.peer != device:
+                    continue
+                if instruction.kind == "receive":
+                    taken_in += 1
+                elif instruction.kind == "send":
+                    result[source].append(Arrival(instruction, taken_in))
         return dict(result)
 
 

@@ -56,7 +56,7 @@ class DirectTransport(Transport):
 
     def _post_send(self, message: Message, target: int, number: int, ready: float) -> None:
         del ready  # what is sent need not have been computed yet
-        self._keep_until_sent(dist.isend(message.codes, dst=target, tag=number), message.codes)
+        self._sends[target].append((dist.isend(message.codes, dst=target, tag=number), message.codes))
         if len(message.buffer):
             work = dist.isend(message.buffer, dst=target, group=self._groups[self.rank, target])
             self._on_device.append((work, message.buffer))
@@ -67,8 +67,9 @@ class DirectTransport(Transport):
         while key not in self._posted:
             self._post(source)
         (ahead, rest), message = self._posted.pop(key)
-        self._post(source)
+        self._next(source)
         ahead.wait()
+        self._free(source, self._acknowledges.get(key, 0))
         begin = self._mark()
         if rest is not None:
             rest.wait()

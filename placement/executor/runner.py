@@ -34,6 +34,7 @@ class Plan:
         update_s: declared seconds of this worker's optimizer update.
         live_bytes: bytes that each stage holds from forward to backward.
         working_bytes: bytes that this worker's device needs beside state and activations.
+        messages: what this worker receives, by the sizes of the batch that it has been executed with.
     """
 
     schedule: Schedule
@@ -44,6 +45,7 @@ class Plan:
     update_s: float
     live_bytes: list[float]
     working_bytes: float
+    messages: dict[Any, dict[int, list[Expected]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -180,14 +182,19 @@ class _Step:
 
     def incoming(self) -> dict[int, list[Expected]]:
         """The messages this worker will receive from each other, in order."""
-        messages = self.plan.schedule.incoming(self.runner.rank)
-        return {source: [self._expected(send) for send in sends] for source, sends in messages.items()}
+        key = tuple(tuple(bindings.values()) for bindings in self.bindings)
+        if key not in self.plan.messages:
+            arrivals = self.plan.schedule.incoming(self.runner.rank)
+            self.plan.messages[key] = {
+                source: [self._expected(*arrival) for arrival in of_source] for source, of_source in arrivals.items()
+            }
+        return self.plan.messages[key]
 
-    def _expected(self, send: Instruction) -> Expected:
+    def _expected(self, send: Instruction, acknowledges: int) -> Expected:
         ops = self._ops_of(send, self.runner.rank)
         bindings = self.bindings[send.micro]
         layouts = [Layout(self.program.shape(op, bindings), self.program.dtype(op)) for op in ops]
-        return Expected((send.direction, send.stage, send.micro), layouts)
+        return Expected((send.direction, send.stage, send.micro), layouts, acknowledges)
 
     def _ops_of(self, message: Instruction, target: int) -> list[int]:
         if message.direction == FORWARD:

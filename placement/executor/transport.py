@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,9 @@ import torch.distributed as dist
 from ..stage_costs import RECEIVES_AHEAD
 from ..topology import Topology
 from .channels import Channels
+
+AHEAD_BYTES = 2.0**16
+"""More receives are posted ahead on a link, as long as all their buffers together are smaller than this."""
 
 ALIGN = 16
 
@@ -33,10 +36,16 @@ class Layout(NamedTuple):
 
 @dataclass
 class Expected:
-    """A message to be received: what identifies it, and what is in it."""
+    """A message to be received: what identifies it, what is in it, and how many of this worker's the sender has taken in."""
 
     key: Any
     layouts: list[Layout]
+    acknowledges: int = 0
+
+    @property
+    def payload(self) -> int:
+        """Bytes of the tensors' elements."""
+        return sum(layout.nbytes for layout in self.layouts)
 
 
 @dataclass
@@ -64,17 +73,24 @@ class Message:
         """Copy tensors in, each laid out as it lies in memory."""
         codes = self.codes.numpy()
         for i, (tensor, layout) in enumerate(zip(tensors, self.layouts, strict=True)):
+            part = self.buffer[self.places[i] : self.places[i] + layout.nbytes].view(layout.dtype)
+            if tensor.is_contiguous():
+                codes[i] = _in_order(tensor.dim())
+                part.view(tensor.shape).copy_(tensor, non_blocking=non_blocking)
+                continue
             order = memory_order(tensor)
             codes[i] = encode_order(order)
-            part = self.buffer[self.places[i] : self.places[i] + layout.nbytes].view(layout.dtype)
             part.copy_(tensor.permute(order).reshape(-1), non_blocking=non_blocking)
 
     def tensors(self) -> list[torch.Tensor]:
         """Its tensors, as views of the buffer."""
         views = []
         for i, (layout, code) in enumerate(zip(self.layouts, self.codes.tolist(), strict=False)):
-            order = decode_order(int(code), len(layout.shape))
             part = self.buffer[self.places[i] : self.places[i] + layout.nbytes].view(layout.dtype)
+            if code == _in_order(len(layout.shape)):
+                views.append(part.view(layout.shape))
+                continue
+            order = decode_order(int(code), len(layout.shape))
             views.append(part.view([layout.shape[d] for d in order]).permute(np.argsort(order).tolist()))
         return views
 
@@ -112,7 +128,6 @@ class Transport:
         self.seconds_per_byte = topology.seconds_per_byte[rank]
         self.num_devices = topology.num_devices
         self.channels = Channels(topology) if self.emulated else None
-        self._waiter = ThreadPoolExecutor(1, "sent")
 
     def start_step(self, incoming: dict[int, list[Expected]]) -> None:
         """Post the first receives of every link.
@@ -124,18 +139,26 @@ class Transport:
         self.transfer_s = 0.0
         self._numbers = np.zeros(self.num_devices, int)
         self._expected = np.zeros(self.num_devices, int)
-        self._sends: list[Future[None]] = []
+        self._sends: dict[int, deque[tuple[Any, torch.Tensor]]] = defaultdict(deque)
+        self._gone = np.zeros(self.num_devices, int)
+        self._ahead: dict[int, deque[int]] = {source: deque() for source in incoming}
         self._waiting = {source: deque(messages) for source, messages in incoming.items()}
         self._posted: dict[Any, tuple[Any, Message]] = {}
         self._source = {message.key: source for source, messages in incoming.items() for message in messages}
+        self._acknowledges = {m.key: m.acknowledges for messages in incoming.values() for m in messages}
         for source in incoming:
-            for _ in range(RECEIVES_AHEAD):
-                self._post(source)
+            self._post_ahead(source)
+
+    def _post_ahead(self, source: int) -> None:
+        """Post receives of a link until enough are waiting."""
+        waiting, ahead = self._waiting.get(source), self._ahead.get(source, ())
+        while waiting and (len(ahead) < RECEIVES_AHEAD or sum(ahead) + waiting[0].payload < AHEAD_BYTES):
+            self._post(source)
 
     def _post(self, source: int) -> None:
-        if self._waiting.get(source):
-            expected = self._waiting[source].popleft()
-            self.expect(expected.key, source, self.blank(expected.layouts))
+        expected = self._waiting[source].popleft()
+        self._ahead[source].append(expected.payload)
+        self.expect(expected.key, source, self.blank(expected.layouts))
 
     def blank(self, layouts: list[Layout]) -> Message:
         """A message with nothing in it yet."""
@@ -173,11 +196,8 @@ class Transport:
         message.buffer[:8].view(torch.float64)[0] = self._arrival(target, message.payload, ready)
         if self.pinned:
             torch.cuda.current_stream(self.device).synchronize()
-        self._keep_until_sent(dist.isend(message.buffer, dst=target, tag=number), message.buffer)
-
-    def _keep_until_sent(self, work: Any, buffer: torch.Tensor) -> None:
-        """Keep a buffer for as long as it is being sent, which only waiting tells: a thread of its own does."""
-        self._sends.append(self._waiter.submit(_wait_for, work, buffer))
+        work = dist.isend(message.buffer, dst=target, tag=number)
+        self._sends[target].append((work, message.buffer))
 
     def _arrival(self, target: int, payload: int, ready: float) -> float:
         if self.channels is None:
@@ -193,15 +213,29 @@ class Transport:
             # The sender is far ahead: messages for later come before this one.
             self._post(source)
         work, message = self._posted.pop(key)
-        self._post(source)
+        self._next(source)
         begin = time.monotonic()
         work.wait()
+        self._free(source, self._acknowledges.get(key, 0))
         if not self.emulated:
             self.transfer_s += time.monotonic() - begin
         tensors = message.tensors()
         if self.pinned:
             tensors = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
         return tensors, float(message.buffer[:8].view(torch.float64)[0])
+
+    def _next(self, source: int) -> None:
+        """Another message of a link is taken out."""
+        if self._ahead.get(source):
+            self._ahead[source].popleft()
+        self._post_ahead(source)
+
+    def _free(self, target: int, acknowledged: int) -> None:
+        """Free the buffers of what another worker has taken in."""
+        while self._gone[target] < acknowledged:
+            work, _ = self._sends[target].popleft()
+            work.wait()
+            self._gone[target] += 1
 
     def drain(self) -> None:
         """Wait for every message that has been posted and not been received; what is in them is lost."""
@@ -214,14 +248,10 @@ class Transport:
 
     def finish_step(self) -> None:
         """Wait until everything sent has left."""
-        for sent in self._sends:
-            sent.result()
+        for sends in self._sends.values():
+            for work, _ in sends:
+                work.wait()
         self._sends.clear()
-
-
-def _wait_for(work: Any, buffer: torch.Tensor) -> None:
-    work.wait()
-    del buffer
 
 
 def memory_order(tensor: torch.Tensor) -> list[int]:
@@ -237,6 +267,12 @@ def memory_order(tensor: torch.Tensor) -> list[int]:
 def encode_order(order: Sequence[int]) -> int:
     """A permutation of fewer than 16 dimensions as one number."""
     return sum(d << (4 * i) for i, d in enumerate(order))
+
+
+@cache
+def _in_order(dimensions: int) -> int:
+    """The code of a contiguous tensor."""
+    return encode_order(range(dimensions))
 
 
 def decode_order(code: int, dimensions: int) -> list[int]:

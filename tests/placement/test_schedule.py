@@ -124,9 +124,23 @@ def test_incoming_messages_are_listed_in_the_senders_order(problems, data):
         incoming = schedule.incoming(device)
         for source, program in enumerate(schedule.programs):
             expected = [step for step in program if step.kind == "send" and step.peer == device]
-            assert incoming.get(source, []) == expected
+            assert [arrival.send for arrival in incoming.get(source, [])] == expected
         received = Counter(message_of(s, device) for s in schedule.programs[device] if s.kind == "receive")
-        assert received == Counter(message_of(s, source) for source, found in incoming.items() for s in found)
+        assert received == Counter(message_of(a.send, source) for source, found in incoming.items() for a in found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_message_acknowledges_what_its_sender_has_taken_in_before(problems, data):
+    problem = data.draw(problems)
+    schedule = make_schedule(problem.clock, problem.placement)
+    for device in range(problem.topology.num_devices):
+        for source, arrivals in schedule.incoming(device).items():
+            program = schedule.programs[source]
+            for arrival in arrivals:
+                before = program[: program.index(arrival.send)]
+                taken_in = [step for step in before if step.kind == "receive" and step.peer == device]
+                assert arrival.acknowledges == len(taken_in)
 
 
 @settings(max_examples=100, deadline=None)
