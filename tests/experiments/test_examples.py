@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 FOLDER = Path(__file__).parents[2] / "experiments" / "examples"
-STEPS = 30
+STEPS = 80
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
