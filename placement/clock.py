@@ -128,11 +128,16 @@ class SimulatedClock:
 
     def step_time(self, devices: NDArray[np.int64]) -> float:
         """Seconds of one step under an op-to-device map, whether or not it fits memory."""
-        return _price(devices, *self._cut, self._ops, self.run_ahead)[0]
+        return price(devices, *self.pricing)[0]
 
     def evaluate(self, devices: NDArray[np.int64]) -> tuple[float, float]:
         """Seconds of one step, and bytes by which the tightest device overflows (0 if everything fits)."""
-        return _price(devices, *self._cut, self._ops, self.run_ahead)
+        return price(devices, *self.pricing)
+
+    @property
+    def pricing(self) -> tuple[Adjacency, NDArray[np.bool_], Floats, int, OpCosts, int]:
+        """What `price` takes besides the op-to-device map, for compiled searches."""
+        return *self._cut, self._ops, self.run_ahead
 
     def _static_bytes(self, devices: NDArray[np.int64]) -> Floats:
         return sum_by(devices, self.costs.state_bytes, self.topology.num_devices)
@@ -185,7 +190,7 @@ class SimulatedClock:
 
 
 @njit(cache=True)
-def _price(
+def price(
     devices: NDArray[np.int64],
     edges: Adjacency,
     requires_grad: NDArray[np.bool_],

@@ -1,0 +1,188 @@
+"""`anneal_units`: compiled simulated annealing whose moves are units of groups and ends of runs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ..clock import SimulatedClock, price
+from ..coarsen import Groups
+from ..stages import Adjacency, Bools, Floats, Ints
+
+# Charged, as a logarithm of the step time, for a placement that overflows memory, and as much again by the share of the
+# smallest memory that it overflows by.
+OVERFLOW_CHARGE = 0.5
+
+
+class Annealed(NamedTuple):
+    """What an annealing found.
+
+    Attributes:
+        devices: the best op-to-device map, `int64[ops]`.
+        step_time_s: its simulated step time.
+        overflow_bytes: what does not fit on its tightest device.
+        evaluations: distinct placements priced.
+        trail: maps that it was at after the given numbers of evaluations, `int64[s, ops]`.
+    """
+
+    devices: Ints
+    step_time_s: float
+    overflow_bytes: float
+    evaluations: int
+    trail: Ints
+
+
+def anneal_units(
+    clock: SimulatedClock,
+    groups: Groups,
+    start: Ints,
+    *,
+    evaluations: int,
+    seed: int = 0,
+    hot: float = 0.05,
+    cold: float = 0.001,
+    runs: float = 0.4,
+    singles: bool = False,
+    snapshots: Sequence[int] = (),
+) -> Annealed:
+    """Anneal from `start`, pricing at most `evaluations` distinct placements (the start is one of them).
+
+    A move takes a random unit of `groups` to a random device, or with probability `runs` one end of a run (consecutive
+    groups on one device), cut at a random group. The temperature, a relative change of the step time, falls geometrically
+    from `hot` to `cold`. A placement that was priced before costs nothing.
+
+    Args:
+        clock: prices step times; its objective must be the step time itself.
+        groups: of the clock's graph.
+        start: where to begin.
+        evaluations: distinct placements to price.
+        seed: the same seed gives the same answer.
+        hot: temperature at the start.
+        cold: temperature at the end.
+        runs: share of moves that are ends of runs.
+        singles: whether units are the single groups alone.
+        snapshots: ascending numbers of evaluations after which the map is kept in the trail.
+    """
+    chosen = [unit for unit in groups.units if not singles or len(unit) == 1]
+    unit_start = np.concatenate([[0], np.cumsum([len(unit) for unit in chosen])]).astype(np.int64)
+    order = np.argsort(groups.group_of, kind="stable").astype(np.int64)
+    op_start = np.searchsorted(groups.group_of[order], np.arange(groups.num_groups + 1)).astype(np.int64)
+    moves = _Moves(unit_start, np.concatenate(chosen).astype(np.int64), op_start, order, runs)
+    return Annealed(
+        *_anneal(
+            np.array(start, np.int64), moves, *clock.pricing, float(clock.topology.memory_bytes.min()),
+            evaluations, hot, cold, seed, np.array([*snapshots, np.iinfo(np.int64).max], np.int64),
+        )
+    )  # fmt: skip
+
+
+class _Moves(NamedTuple):
+    unit_start: Ints
+    unit_groups: Ints
+    op_start: Ints
+    ops: Ints
+    runs: float
+
+
+@njit(cache=True)
+def _anneal(
+    start: Ints, moves: _Moves, edges: Adjacency, requires_grad: Bools, output_bytes: Floats, num_devices: int,
+    costs, run_ahead: int, smallest: float, evaluations: int, hot: float, cold: float, seed: int, snapshots: Ints,
+):  # fmt: skip
+    np.random.seed(seed)  # noqa: NPY002  (numba's own generator)
+    count = moves.op_start.shape[0] - 1
+    current, home = start.copy(), start[moves.ops[moves.op_start[:-1]]]
+    tried, best = current.copy(), current.copy()
+    size = 4
+    while size < 4 * evaluations:
+        size *= 2
+    keys, energies = np.zeros(size, np.int64), np.zeros(size)
+    seconds, overflow = price(current, edges, requires_grad, output_bytes, num_devices, costs, run_ahead)
+    now = _energy(seconds, overflow, smallest)
+    slot = _slot(keys, _hash(current))
+    keys[slot], energies[slot] = _hash(current), now
+    best_seconds, best_overflow, lowest = seconds, overflow, now
+    trail = np.empty((snapshots.shape[0] - 1, start.shape[0]), np.int64)
+    used, kept, idle = 1, 0, 0
+    marked = np.empty(count, np.bool_)
+    while used < evaluations and idle < 20 * evaluations:
+        while used >= snapshots[kept]:
+            trail[kept] = current
+            kept += 1
+        idle += 1
+        _draw(moves, home, marked)
+        target = np.random.randint(num_devices)  # noqa: NPY002
+        changed = False
+        tried[:] = current
+        for group in range(count):
+            if marked[group]:
+                for place in range(moves.op_start[group], moves.op_start[group + 1]):
+                    changed |= tried[moves.ops[place]] != target
+                    tried[moves.ops[place]] = target
+        if not changed:
+            continue
+        key = _hash(tried)
+        slot = _slot(keys, key)
+        if keys[slot] == 0:
+            seconds, overflow = price(tried, edges, requires_grad, output_bytes, num_devices, costs, run_ahead)
+            keys[slot], energies[slot] = key, _energy(seconds, overflow, smallest)
+            used += 1
+            if energies[slot] < lowest:
+                best_seconds, best_overflow, lowest = seconds, overflow, energies[slot]
+                best[:] = tried
+        temperature = hot * (cold / hot) ** (used / evaluations)
+        if energies[slot] - now <= -temperature * np.log(np.random.random()):  # noqa: NPY002
+            now = energies[slot]
+            current, tried = tried, current
+            for group in range(count):
+                if marked[group]:
+                    home[group] = target
+    while kept < trail.shape[0]:
+        trail[kept] = current
+        kept += 1
+    return best, best_seconds, best_overflow, used, trail
+
+
+@njit(cache=True)
+def _draw(moves: _Moves, home: Ints, marked: Bools) -> None:
+    """Mark the groups of a random move."""
+    marked[:] = False
+    count = home.shape[0]
+    if np.random.random() < moves.runs:  # noqa: NPY002
+        group = np.random.randint(count)  # noqa: NPY002
+        step = 1 if np.random.random() < 0.5 else -1  # noqa: NPY002
+        place = group
+        while 0 <= place < count and home[place] == home[group]:
+            marked[place] = True
+            place += step
+    else:
+        unit = np.random.randint(moves.unit_start.shape[0] - 1)  # noqa: NPY002
+        for place in range(moves.unit_start[unit], moves.unit_start[unit + 1]):
+            marked[moves.unit_groups[place]] = True
+
+
+@njit(cache=True)
+def _energy(seconds: float, overflow: float, smallest: float) -> float:
+    charge = OVERFLOW_CHARGE * (1.0 + min(1.0, overflow / smallest)) if overflow > 0 else 0.0
+    return np.log(seconds) + charge
+
+
+@njit(cache=True)
+def _hash(devices: Ints) -> int:
+    """A number other than 0 for every map, FNV-1a with a last mix."""
+    key = np.int64(-3750763034362895579)
+    for device in devices:
+        key = (key ^ (device + 1)) * np.int64(1099511628211)
+    key ^= key >> np.int64(29)
+    return key if key != 0 else np.int64(1)
+
+
+@njit(cache=True)
+def _slot(keys: Ints, key: int) -> int:
+    """Where a key stands in an open hash table, or would."""
+    slot = (key * np.int64(-7046029254386353131) >> np.int64(20)) & (keys.shape[0] - 1)
+    while keys[slot] != 0 and keys[slot] != key:
+        slot = (slot + 1) & (keys.shape[0] - 1)
+    return slot
