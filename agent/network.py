@@ -1,4 +1,4 @@
-"""`PlacementNetwork`: scores of moving a unit to each device, for any number of groups and devices."""
+"""`PlacementNetwork`: scores of every move of every unit to every device, for any number of groups and devices."""
 
 from typing import NamedTuple
 
@@ -14,8 +14,6 @@ from ..env.observation import (
     STEP_FEATURES,
 )
 
-_SHARE = 8  # column of the move features: share of the unit that is on the device already
-
 
 class Encoding(NamedTuple):
     """Embeddings of a batch of `b` observations, `h` wide.
@@ -23,16 +21,34 @@ class Encoding(NamedTuple):
     Attributes:
         groups: `[b, n, h]`.
         devices: `[b, d, h]`.
+        held: mean embedding of the groups on each device, `[b, d, h]`.
         whole: of the whole state, `[b, h]`.
     """
 
     groups: Tensor
     devices: Tensor
+    held: Tensor
     whole: Tensor
 
 
+class Scores(NamedTuple):
+    """What the network says of a batch of states.
+
+    Attributes:
+        logits: of every move, unmasked, `[b, ...]`.
+        change: predicted logarithm of step time after over before, likewise.
+        stop: logit of stopping, `[b]`.
+        value: predicted sum of rewards to come, `[b]`.
+    """
+
+    logits: Tensor
+    change: Tensor
+    stop: Tensor
+    value: Tensor
+
+
 class PlacementNetwork(nn.Module):
-    """Message passing between groups and devices, and one scoring head that all devices share.
+    """Message passing between groups and devices, and one scoring head that all units and devices share.
 
     Nothing depends on the number or order of devices: relabelling them permutes the scores.
 
@@ -41,19 +57,22 @@ class PlacementNetwork(nn.Module):
         rounds: rounds of message passing.
     """
 
-    def __init__(self, hidden: int = 48, rounds: int = 2):
+    def __init__(self, hidden: int = 64, rounds: int = 3):
         super().__init__()
         self.hidden, self.rounds = hidden, rounds
         self.group_in = nn.Linear(GROUP_FEATURES, hidden)
         self.device_in = nn.Linear(DEVICE_FEATURES + 2 * LINK_FEATURES, hidden)
         self.layers = nn.ModuleList(_Round(hidden) for _ in range(rounds))
         self.whole = nn.Linear(2 * hidden + STEP_FEATURES, hidden)
-        self.move_in = nn.Linear(3 * hidden + MOVE_FEATURES, hidden)
-        self.move_out = _head(hidden)
-        self.keep_in = nn.Linear(3 * hidden + MOVE_FEATURES, hidden)
-        self.keep_out = _head(hidden)
-        self.value_in = nn.Linear(2 * hidden, hidden)
-        self.value_out = _head(hidden)
+        # One layer over (whole, unit, where it is, where it goes, the move itself), written as a sum.
+        self.of_whole = nn.Linear(hidden, hidden)
+        self.of_unit = nn.Linear(hidden, hidden, bias=False)
+        self.of_target = nn.Linear(2 * hidden, hidden, bias=False)
+        self.of_move = nn.Linear(MOVE_FEATURES, hidden, bias=False)
+        self.move_hidden = nn.Linear(hidden, hidden)
+        self.move_out = _last(hidden, 2)
+        self.state_hidden = nn.Linear(hidden, hidden)
+        self.state_out = _last(hidden, 2)
 
     def encode(self, obs: dict[str, Tensor]) -> Encoding:
         """Embed groups, devices and the whole of a batch of observations."""
@@ -65,11 +84,13 @@ class PlacementNetwork(nn.Module):
         adjacency = _adjacency(obs, groups.shape[1])
         for layer in self.layers:
             groups, devices = layer(groups, devices, adjacency, obs["placement"], group_mask, device_mask)
+        placed = obs["placement"].transpose(1, 2)
+        held = placed @ groups / placed.sum(2, keepdim=True).clamp(min=1)
         pooled = [_mean(groups, group_mask), _mean(devices, device_mask), obs["step"]]
-        return Encoding(groups, devices, torch.relu(self.whole(torch.cat(pooled, dim=1))))
+        return Encoding(groups, devices, held, torch.relu(self.whole(torch.cat(pooled, dim=1))))
 
-    def score(self, encoding: Encoding, units: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of `u` units in each observation.
+    def score(self, encoding: Encoding, units: Tensor, moves: Tensor) -> Scores:
+        """Scores of every unit on every device.
 
         Args:
             encoding: of `b` observations.
@@ -77,25 +98,37 @@ class PlacementNetwork(nn.Module):
             moves: features of moving each unit to each device, `[b, u, d, MOVE_FEATURES]`.
 
         Returns:
-            Unmasked logits `[b, u, d + 1]` (keep, then each device), and values `[b, u]`.
+            Scores of shape `[b, u, d]`.
         """
         unit = units @ encoding.groups / units.sum(2, keepdim=True).clamp(min=1)
-        whole = encoding.whole.unsqueeze(1).expand_as(unit)
-        context = torch.cat([unit, whole], dim=2)
-        count = moves.shape[2]
-        devices = encoding.devices.unsqueeze(1).expand(-1, unit.shape[1], -1, -1)
-        each = torch.cat([context.unsqueeze(2).expand(-1, -1, count, -1), devices, moves], dim=3)
-        move = self.move_out(torch.relu(self.move_in(each))).squeeze(3)
-        share = moves[..., _SHARE].unsqueeze(3)
-        here = torch.cat([context, (share * devices).sum(2), (share * moves).sum(2)], dim=2)
-        keep = self.keep_out(torch.relu(self.keep_in(here)))
-        value = self.value_out(torch.relu(self.value_in(context))).squeeze(2)
-        return torch.cat([keep, move], dim=2), value
+        target = self.of_target(torch.cat([encoding.devices, encoding.held], dim=2))
+        context = self.of_whole(encoding.whole).unsqueeze(1) + self.of_unit(unit)
+        return self._finish(encoding, context.unsqueeze(2) + target.unsqueeze(1) + self.of_move(moves))
+
+    def score_some(self, encoding: Encoding, units: Tensor, devices: Tensor, moves: Tensor) -> Scores:
+        """Scores of `k` single moves in each observation, `[b, k]`.
+
+        Args:
+            encoding: of `b` observations.
+            units: groups in the unit of each move, `[b, k, n]`.
+            devices: device that each goes to, `int64[b, k]`.
+            moves: features of each move, `[b, k, MOVE_FEATURES]`.
+        """
+        unit = units @ encoding.groups / units.sum(2, keepdim=True).clamp(min=1)
+        target = self.of_target(torch.cat([encoding.devices, encoding.held], dim=2))
+        target = target.gather(1, devices.unsqueeze(2).expand(-1, -1, target.shape[2]))
+        context = self.of_whole(encoding.whole).unsqueeze(1) + self.of_unit(unit)
+        return self._finish(encoding, context + target + self.of_move(moves))
+
+    def _finish(self, encoding: Encoding, hidden: Tensor) -> Scores:
+        logits, change = self.move_out(torch.relu(self.move_hidden(torch.relu(hidden)))).unbind(-1)
+        stop, value = self.state_out(torch.relu(self.state_hidden(encoding.whole))).unbind(-1)
+        return Scores(logits, change, stop, value)
 
     def forward(self, obs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits `[b, d + 1]` for the current unit and the state's value `[b]`."""
-        logits, value = self.score(self.encode(obs), obs["unit"].unsqueeze(1), obs["moves"].unsqueeze(1))
-        return logits.squeeze(1), value.squeeze(1)
+        """Logits `[b, u * d + 1]`, of stopping and of every move, and the state's value `[b]`."""
+        scores = self.score(self.encode(obs), obs["units"], obs["moves"])
+        return torch.cat([scores.stop.unsqueeze(1), scores.logits.flatten(1)], dim=1), scores.value
 
 
 class _Round(nn.Module):
@@ -147,8 +180,8 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return values.sum(1) / mask.sum(1).clamp(min=1)
 
 
-def _head(hidden: int) -> nn.Sequential:
-    last = nn.Linear(hidden, 1)
-    nn.init.normal_(last.weight, std=0.01)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), last)
+def _last(hidden: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(hidden, outputs)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -20,7 +20,7 @@ class PlacementExtractor(BaseFeaturesExtractor):
         rounds: see `PlacementNetwork`.
     """
 
-    def __init__(self, observation_space: spaces.Dict, hidden: int = 48, rounds: int = 2):
+    def __init__(self, observation_space: spaces.Dict, hidden: int = 64, rounds: int = 3):
         actions = observation_space["action_mask"].shape
         assert actions is not None
         super().__init__(observation_space, actions[0] + 1)
@@ -66,8 +66,8 @@ class PlacementPolicy(MaskableActorCriticPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Any,
-        hidden: int = 48,
-        rounds: int = 2,
+        hidden: int = 64,
+        rounds: int = 3,
         **kwargs: Any,
     ):
         kwargs |= {

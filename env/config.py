@@ -13,7 +13,7 @@ class EnvConfig:
         max_groups: groups of ops; larger graphs are coarsened to this many.
         max_devices: devices; a topology with more is refused.
         max_edges: edges between groups; of more, those with the most bytes are shown.
-        sweeps: how often an episode goes through the move units.
+        horizon: most moves in an episode.
         move_weight: reward taken for moving all parameters and optimizer state once.
         overflow_penalty: reward taken on entering a placement that overflows memory, up to twice this as it overflows by
             more, and given back on leaving it.
@@ -25,9 +25,14 @@ class EnvConfig:
     max_groups: int = 32
     max_devices: int = 8
     max_edges: int = 96
-    sweeps: int = 1
+    horizon: int = 16
     move_weight: float = 0.02
     overflow_penalty: float = 0.5
+
+    @property
+    def max_units(self) -> int:
+        """Most units that can move: the groups' own, and the ends of runs."""
+        return 4 * self.max_groups
 
     def __post_init__(self) -> None:
         for field in fields(self):

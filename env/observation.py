@@ -1,4 +1,4 @@
-"""What the agent sees: features of groups, devices, links and of one move, relative to the current step time."""
+"""What the agent sees: groups, devices, links and every move, in times relative to the current step."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,21 +9,25 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ..placement.clock import StepReport
+from .bounds import Bounds, bounds_after, bounds_now
 from .config import EnvConfig
 from .problem import GROUP_CONSTANTS, Ints, Problem
+from .units import run_ends
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Observation = dict[str, NDArray[Any]]
 
-GROUP_FEATURES = GROUP_CONSTANTS + 2
-DEVICE_FEATURES = 8
+GROUP_FEATURES = GROUP_CONSTANTS + 4
+DEVICE_FEATURES = 9
 LINK_FEATURES = 2
 EDGE_FEATURES = 2
-MOVE_FEATURES = 10
-STEP_FEATURES = 10
+MOVE_FEATURES = 18
+STEP_FEATURES = 13
+ESTIMATE = 10
+"""Column of the move features: log change of the estimated step time."""
 _BOUND = 10.0
-_SHARES = ("group_mask", "device_mask", "placement", "edge_mask", "unit", "action_mask")
+_SHARES = ("group_mask", "device_mask", "placement", "edge_mask", "units", "action_mask")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +38,29 @@ class State:
         problem: the problem.
         devices: device of every op, `int64[ops]`.
         share: share of each group's ops on each device, `float64[n, d]`.
+        home: device that most of each group is on, `int64[n]`.
+        member: whether a group is in a unit that can move, `float64[u, n]`: the problem's units, then the ends of runs.
         report: the clock's report.
         load_s: compute seconds of a step on each device, `float64[d]`.
         edge_s: transfer seconds of a step over each edge, `float64[e]`.
         latency: latency from each group to each device, `float64[n, d]`.
         pace: seconds per byte, likewise.
+        bounds: bounds of the step.
+        through_s: the longest chain of one microbatch through each group, `float64[n]`.
     """
 
     problem: Problem
     devices: Ints
     share: Floats
+    home: Ints
+    member: Floats
     report: StepReport
     load_s: Floats
     edge_s: Floats
     latency: Floats
     pace: Floats
+    bounds: Bounds
+    through_s: Floats
 
 
 def make_state(problem: Problem, devices: Ints, report: StepReport) -> State:
@@ -56,63 +68,89 @@ def make_state(problem: Problem, devices: Ints, report: StepReport) -> State:
     of, count = problem.groups.group_of, problem.num_devices
     share = np.bincount(of * count + devices, minlength=problem.num_groups * count).reshape(-1, count)
     share = share / problem.sizes[:, None]
+    home = share.argmax(axis=1)
     latency, pace = share @ problem.latency_s, share @ problem.seconds_per_byte
     source, target = problem.edges.T
     there = share[target]
     edge_s = problem.edge_messages * np.einsum("ed,ed->e", latency[source], there)
     edge_s += problem.edge_bytes * np.einsum("ed,ed->e", pace[source], there)
     load = np.einsum("nd,nd->d", share, problem.compute_s)
-    return State(problem, devices, share, report, load, edge_s, latency, pace)
+    member = np.concatenate([problem.member, run_ends(home)])
+    bounds, through = bounds_now(problem.pipeline, home)
+    return State(
+        problem, devices, share, home, member, report, load, edge_s, latency, pace, bounds, through
+    )  # fmt: skip
 
 
-def unit_share(state: State, rows: slice | Ints = slice(None)) -> Floats:
+def unit_share(state: State) -> Floats:
     """Share of each unit's groups on each device, `float64[u, d]`."""
-    member = state.problem.member[rows]
-    return (member @ state.share) / member.sum(axis=1, keepdims=True)
+    return (state.member @ state.share) / state.member.sum(axis=1, keepdims=True)
 
 
-def allowed_moves(state: State, rows: slice | Ints = slice(None)) -> Bools:
+def allowed_moves(state: State) -> Bools:
     """Moves of whole units that change something and whose parameters and optimizer state fit, `bool[u, d]`."""
-    problem = state.problem
-    member = problem.member[rows]
+    problem, member = state.problem, state.member
     capacity = problem.clock.topology.memory_bytes
     there = state.share * problem.state_bytes[:, None]
     after = there.sum(axis=0) + (member @ problem.state_bytes)[:, None] - member @ there
-    return (unit_share(state, rows) < 1 - 1e-9) & (after <= capacity)
+    return (unit_share(state) < 1 - 1e-9) & (after <= capacity)
 
 
-def move_features(state: State, rows: slice | Ints = slice(None)) -> NDArray[np.float32]:
+def move_features(state: State) -> NDArray[np.float32]:
     """Features of moving each unit to each device, `float32[u, d, MOVE_FEATURES]`."""
-    problem, report = state.problem, state.report
-    member = problem.member[rows]
+    problem, report, member = state.problem, state.report, state.member
     step, capacity = report.step_time_s, problem.clock.topology.memory_bytes
     compute = member @ problem.compute_s
     there = member @ (state.share * problem.compute_s)
     load = state.load_s - there
     after = load + compute
     most = max(state.load_s.max(), 1e-30)
-    others = np.broadcast_to(load[:, None, :], (*after.shape, after.shape[1])).copy()
-    diagonal = np.arange(after.shape[1])
-    others[:, diagonal, diagonal] = after
-    near = problem.near_bytes[rows]
-    transfer = problem.near_messages[rows] @ state.latency + near @ state.pace
-    before = problem.touch[rows] @ state.edge_s
-    share = unit_share(state, rows)
+    near = (member @ problem.flow_bytes) * (1 - member)
+    messages = (member @ problem.flow_messages) * (1 - member)
+    share = unit_share(state)
     kept = problem.state_bytes + 2 * problem.saved_bytes
     memory = report.peak_bytes + (member @ kept)[:, None] - member @ (state.share * kept[:, None])
+    transfer, before = messages @ state.latency + near @ state.pace, _touching(state)
+    crossing = messages.sum(axis=1, keepdims=True) - messages @ state.share
+    now, then = state.bounds, bounds_after(problem.pipeline, state.home, member > 0)
+    size = member.sum(axis=1, keepdims=True)
     columns = [
         compute / step,
         after / step,
         after / most,
-        np.log(np.maximum(others.max(axis=2), 1e-30) / most),
         (near @ state.share) / np.maximum(near.sum(axis=1, keepdims=True), 1e-30),
         transfer / step,
         (transfer - before[:, None]) / step,
+        crossing / max(1.0, float(problem.edge_messages.max(initial=1.0))) / 4,
         memory / capacity,
         share,
         there / step,
+        _log_ratio(then.estimate, now.estimate),
+        _log_ratio(then.path, now.path),
+        _log_ratio(then.load, now.load),
+        _log_ratio(then.link, np.maximum(now.link, 1e-3 * step)),
+        np.log(np.maximum(then.estimate, 1e-30) / step),
+        (member * state.through_s).max(axis=1, keepdims=True) / max(float(now.path), 1e-30),
+        size / problem.num_groups,
+        (np.arange(len(member)) >= problem.num_units)[:, None],
     ]
-    return np.stack(columns, axis=2).clip(-_BOUND, _BOUND).astype(np.float32)
+    features = np.empty((*share.shape, MOVE_FEATURES), np.float32)
+    for place, column in enumerate(columns):
+        features[:, :, place] = column
+    return features.clip(-_BOUND, _BOUND, out=features)
+
+
+def _touching(state: State) -> Floats:
+    """Transfer seconds of the edges with an end in each unit, `float64[u]`."""
+    problem, member = state.problem, state.member
+    between = np.zeros_like(problem.flow_bytes)
+    between[problem.edges[:, 0], problem.edges[:, 1]] = state.edge_s
+    total = between.sum(axis=0) + between.sum(axis=1)
+    return member @ total - np.einsum("un,un->u", member @ between, member)
+
+
+def _log_ratio(after: Floats, before: Floats) -> Floats:
+    return np.log(np.maximum(after, 1e-30) / np.maximum(before, 1e-30))
 
 
 def device_features(state: State) -> NDArray[np.float32]:
@@ -130,6 +168,7 @@ def device_features(state: State) -> NDArray[np.float32]:
         report.transfer_s / step,
         held / capacity,
         state.share.mean(axis=0),
+        report.busy_s / max(report.busy_s.max(), 1e-30),
     ]
     return np.stack(columns, axis=1).clip(-_BOUND, _BOUND).astype(np.float32)
 
@@ -149,7 +188,9 @@ def group_features(state: State) -> NDArray[np.float32]:
     here = (state.share * problem.compute_s).sum(axis=1)
     transfer = np.bincount(problem.edges[:, 0], state.edge_s, problem.num_groups)
     transfer += np.bincount(problem.edges[:, 1], state.edge_s, problem.num_groups)
-    moving = np.stack([here / step, transfer / step], axis=1).clip(0, _BOUND)
+    busy = state.report.busy_s / max(state.report.busy_s.max(), 1e-30)
+    through = state.through_s / max(float(state.bounds.path), 1e-30)
+    moving = np.stack([here / step, transfer / step, through, state.share @ busy], axis=1).clip(0, _BOUND)
     return np.concatenate([problem.group_features, moving.astype(np.float32)], axis=1)
 
 
@@ -185,36 +226,52 @@ def step_features(state: State, start_s: float, best_s: float, change: float, pr
         state.load_s.max() / step,
         np.log(step / max(fastest, 1e-30)),
         problem.num_devices / 8,
+        state.bounds.path / step,
+        state.bounds.link / step,
+        np.log(step / max(float(state.bounds.estimate), 1e-30)),
     ]
     return np.array(features, np.float32).clip(-_BOUND, _BOUND)
 
 
-def observe(state: State, unit: int, step: NDArray[np.float32], config: EnvConfig) -> Observation:
-    """The padded observation of a state with `unit` to be moved or kept."""
-    problem = state.problem
-    n, e, d = problem.num_groups, len(problem.edges), problem.num_devices
+def observe_state(state: State, step: NDArray[np.float32]) -> Observation:
+    """The observation of a state without its moves, and without padding."""
+    n, e, d = state.problem.num_groups, len(state.problem.edges), state.problem.num_devices
+    return {
+        "groups": group_features(state),
+        "group_mask": np.ones(n, np.float32),
+        "devices": device_features(state),
+        "device_mask": np.ones(d, np.float32),
+        "links": link_features(state),
+        "placement": state.share.astype(np.float32),
+        "edges": state.problem.edges.astype(np.float32),
+        "edge_features": edge_features(state),
+        "edge_mask": np.ones(e, np.float32),
+        "step": step,
+    }
+
+
+def observe(state: State, step: NDArray[np.float32], config: EnvConfig) -> Observation:
+    """The padded observation of a state, every move of every unit included."""
     result: Observation = {key: np.zeros(shape, np.float32) for key, shape in _shapes(config).items()}
-    result["groups"][:n] = group_features(state)
-    result["group_mask"][:n] = 1.0
-    result["devices"][:d] = device_features(state)
-    result["device_mask"][:d] = 1.0
-    result["links"][:d, :d] = link_features(state)
-    result["placement"][:n, :d] = state.share
-    result["edges"][:e] = problem.edges
-    result["edge_features"][:e] = edge_features(state)
-    result["edge_mask"][:e] = 1.0
-    result["unit"][:n] = problem.member[unit]
-    rows = np.array([unit])
-    result["moves"][:d] = move_features(state, rows)[0]
-    result["step"][:] = step
-    result["action_mask"][0] = 1.0
-    result["action_mask"][1 : d + 1] = allowed_moves(state, rows)[0]
+    for key, value in observe_state(state, step).items():
+        result[key][tuple(slice(size) for size in value.shape)] = value
+    u, d = len(state.member), state.problem.num_devices
+    result["units"][:u, : state.problem.num_groups] = state.member
+    result["moves"][:u, :d] = move_features(state)
+    result["action_mask"][:] = action_mask(state, config)
     return result
+
+
+def action_mask(state: State, config: EnvConfig) -> NDArray[np.float32]:
+    """1 for stopping and every allowed move `1 + unit * max_devices + device`, `float32[max_units * max_devices + 1]`."""
+    allowed = np.zeros((config.max_units, config.max_devices), np.float32)
+    allowed[: len(state.member), : state.problem.num_devices] = allowed_moves(state)
+    return np.concatenate([np.ones(1, np.float32), allowed.ravel()])
 
 
 @cache
 def _shapes(config: EnvConfig) -> dict[str, tuple[int, ...]]:
-    n, d, e = config.max_groups, config.max_devices, config.max_edges
+    n, d, e, u = config.max_groups, config.max_devices, config.max_edges, config.max_units
     return {
         "groups": (n, GROUP_FEATURES),
         "group_mask": (n,),
@@ -225,10 +282,10 @@ def _shapes(config: EnvConfig) -> dict[str, tuple[int, ...]]:
         "edges": (e, 2),
         "edge_features": (e, EDGE_FEATURES),
         "edge_mask": (e,),
-        "unit": (n,),
-        "moves": (d, MOVE_FEATURES),
+        "units": (u, n),
+        "moves": (u, d, MOVE_FEATURES),
         "step": (STEP_FEATURES,),
-        "action_mask": (d + 1,),
+        "action_mask": (u * d + 1,),
     }
 
 

@@ -14,7 +14,7 @@ from .config import EnvConfig
 from .observation import (
     Observation,
     State,
-    allowed_moves,
+    action_mask,
     make_state,
     observation_space,
     observe,
@@ -28,53 +28,59 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
     """Move groups of ops between devices so that a training step takes less time.
 
     ## Description
-    An episode walks through the move units of one graph from coarse to fine (see `segue.placement.coarsen`): first about
-    four large parts of the model, at last single groups. At each one the agent keeps it where it is or moves all of it to
-    one device. The clock is asked only when the placement has changed. The environment does not know which clock it has:
-    with `SimulatedClock` a step is a calculation, with `MeasuredClock` it is a step of the user's training.
+    In every step the agent takes one unit of the graph to one device, or stops. Units are the blocks of a hierarchy from
+    about four large parts of the model down to single groups (see `segue.placement.coarsen`), and the first and last parts
+    of every run of consecutive groups on one device, whose moves shift the border between two devices (see
+    `segue.env.units`). The clock is asked once a move. The environment does not know which clock it has: with
+    `SimulatedClock` a step is a calculation, with `MeasuredClock` it is a step of the user's training.
 
     ## Action Space
-    `Discrete(max_devices + 1)`: 0 keeps the current unit, `d + 1` moves it to device `d`. `action_masks()` (for
-    sb3-contrib's MaskablePPO) excludes devices that do not exist, moves that change nothing, and moves whose parameters
-    and optimizer state alone overflow the device. An excluded action keeps the unit.
+    `Discrete(max_units * max_devices + 1)`: 0 stops, `1 + unit * max_devices + device` moves all of a unit to a device.
+    `action_masks()` (for sb3-contrib's MaskablePPO) excludes units and devices that do not exist, moves that change nothing,
+    and moves whose parameters and optimizer state alone overflow the device. An excluded action changes nothing.
 
     ## Observation Space
-    A `Dict` of `Box`es of float32, zero where nothing stands (`N` max_groups, `D` max_devices, `E` max_edges). Times are
+    A `Dict` of `Box`es of float32, zero where nothing stands (`N` max_groups, `D` max_devices, `E` max_edges,
+    `U` max_units). Times are
     relative to the current step time.
 
     | key             | shape     | content                                                                                |
     |-----------------|-----------|----------------------------------------------------------------------------------------|
-    | `groups`        | N, 11     | compute share (log and plain), logs of state, saved and output bytes' shares, position, |
-    |                 |           | level, in and out degree, compute time where it is, transfer time of its edges         |
+    | `groups`        | N, 13     | compute share (log and plain), logs of state, saved and output bytes' shares, position, |
+    |                 |           | level, in and out degree, compute time where it is, transfer time of its edges,        |
+    |                 |           | longest chain through it relative to the critical path, how busy its device is          |
     | `group_mask`    | N         | 1 where a group stands                                                                 |
-    | `devices`       | D, 8      | log relative speed, memory left, log capacity, shares of the step busy, waiting and    |
-    |                 |           | sending, share of memory taken by state, share of groups                               |
+    | `devices`       | D, 9      | log relative speed, memory left, log capacity, shares of the step busy, waiting and    |
+    |                 |           | sending, share of memory taken by state, share of groups, busy relative to the busiest |
     | `device_mask`   | D         | 1 where a device stands                                                                |
     | `links`         | D, D, 2   | log latency and log time of a mean edge's bytes                                        |
     | `placement`     | N, D      | share of each group's ops on each device (one-hot unless the start splits a group)     |
     | `edges`         | E, 2      | source and target group                                                                |
     | `edge_features` | E, 2      | log share of bytes, transfer time                                                      |
     | `edge_mask`     | E         | 1 where an edge stands                                                                 |
-    | `unit`          | N         | 1 for the groups of the current unit                                                   |
-    | `moves`         | D, 10     | for each device: compute time of the unit there; the device's load after, relative to  |
-    |                 |           | the step and to the largest load; log change of the largest load; share of the unit's  |
-    |                 |           | neighbours' bytes there; transfer time after, and its change; memory after; share of   |
-    |                 |           | the unit that is there already, and its compute time                                   |
-    | `step`          | 10        | log step time relative to the start and to the best, log change by the last move,      |
+    | `units`         | U, N      | 1 for the groups of each unit                                                          |
+    | `moves`         | U, D, 18  | for each move: compute time of the unit there; the device's load after, relative to    |
+    |                 |           | the step and to the largest load; share of the unit's neighbours' bytes there; transfer |
+    |                 |           | time after, and its change; messages after; memory after; share of the unit that is    |
+    |                 |           | there already; its compute time now; log changes of the estimate, of the critical path, |
+    |                 |           | the fullest device and the fullest link (`segue.env.bounds`); log estimate relative to |
+    |                 |           | the step; longest chain through the unit; share of groups; whether it is a run's end   |
+    | `step`          | 13        | log step time relative to the start and to the best, log change by the last move,      |
     |                 |           | progress, log microbatches, overflow, transfer and largest load relative to the step,  |
-    |                 |           | log step time relative to the mean device's compute, number of devices                 |
-    | `action_mask`   | D + 1     | see Action Space                                                                       |
+    |                 |           | log step time relative to the mean device's compute, number of devices, critical path, |
+    |                 |           | fullest link, log step time relative to the estimate                                   |
+    | `action_mask`   | U * D + 1 | see Action Space                                                                       |
 
     ## Rewards
     `log(previous step time / new step time)`, less `move_weight` times the moved share of parameters and optimizer state,
     less the change of the overflow penalty (`overflow_penalty * (1 + min(1, overflow / capacity))` for a placement that
-    overflows memory, 0 for one that fits). A kept unit is worth 0.
+    overflows memory, 0 for one that fits). Stopping is worth 0.
 
     ## Starting State
     `start` if given, else what the scenario sampler draws (graph, topology and start), else all ops on the first device.
 
     ## Episode End
-    Terminates after the last unit of the last sweep. `info` then, as always, holds `step_time_s`, `feasible`,
+    Terminates when the agent stops, and after `horizon` moves. `info` then, as always, holds `step_time_s`, `feasible`,
     `best_step_time_s` and `best_placement` (the best that fits memory; the start if none does), and `moved_bytes`.
 
     ## Arguments
@@ -99,7 +105,7 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
     ):
         self.config = config or EnvConfig()
         self.observation_space = observation_space(self.config)  # pyright: ignore[reportAttributeAccessIssue]
-        self.action_space = spaces.Discrete(self.config.max_devices + 1)
+        self.action_space = spaces.Discrete(self.config.max_units * self.config.max_devices + 1)
         if clock is not None:
             start = start or Placement(np.zeros(clock.graph.num_ops, np.int64), clock.microbatches)
             check_placement(start, clock.graph, clock.topology, "PlacementEnv: start")
@@ -120,7 +126,7 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
             self._scenario, self._problem = scenario, make_problem(scenario.clock, self.config, scenario.costs)
         devices = np.array((options or {}).get("start", scenario.start.devices), np.int64)
         self._microbatches = scenario.start.microbatches
-        self._cursor = 0
+        self._taken = 0
         self._moved_bytes = 0.0
         self._change = 0.0
         self._state = self._measure(devices)
@@ -131,51 +137,37 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
         return self._observation(), self._info()
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Keep the current unit or move it, and go on to the next one."""
+        """Move a unit, or stop."""
         reward = 0.0
         self._change = 0.0
         if action > 0 and self.action_masks()[action]:
-            reward = self._move(int(action) - 1)
-        self._cursor += 1
-        terminated = self._cursor >= self.num_steps
+            reward = self._move(*divmod(int(action) - 1, self.config.max_devices))
+        self._taken += 1
+        terminated = bool(action == 0) or self._taken >= self.config.horizon
         return self._observation(), reward, terminated, False, self._info()
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions are allowed now, `bool[max_devices + 1]`."""
-        mask = np.zeros(self.config.max_devices + 1, bool)
-        mask[0] = True
-        allowed = allowed_moves(self._state, np.array([self._unit]))[0]
-        mask[1 : len(allowed) + 1] = allowed
-        return mask
-
-    @property
-    def num_steps(self) -> int:
-        """Steps in this episode."""
-        assert self._problem is not None
-        return self._problem.num_units * self.config.sweeps
+        """Which actions are allowed now, `bool[max_units * max_devices + 1]`."""
+        return action_mask(self._state, self.config) > 0
 
     @property
     def state(self) -> State:
         """The current placement with its report."""
         return self._state
 
-    @property
-    def _unit(self) -> int:
-        return min(self._cursor, self.num_steps - 1) % self._state.problem.num_units
-
     def _measure(self, devices: NDArray[np.int64]) -> State:
         assert self._problem is not None
         report = self._problem.clock.step(Placement(devices, self._microbatches))
         return make_state(self._problem, devices, report)
 
-    def _move(self, device: int) -> float:
-        """Move the current unit; returns the reward."""
+    def _move(self, unit: int, device: int) -> float:
+        """Move a unit; returns the reward."""
         problem, before = self._state.problem, self._state
-        ops = problem.member[self._unit][problem.groups.group_of] > 0
+        ops = before.member[unit][problem.groups.group_of] > 0
         devices = np.where(ops, device, before.devices)
         self._state = self._measure(devices)
         old, new = before.report, self._state.report
-        moved = problem.member[self._unit] * (1 - before.share[:, device])
+        moved = before.member[unit] * (1 - before.share[:, device])
         moved_bytes = float(moved @ problem.state_bytes)
         self._moved_bytes += moved_bytes
         self._change = float(np.log(new.step_time_s / old.step_time_s))
@@ -191,9 +183,9 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
         return self.config.overflow_penalty * (1.0 + min(1.0, worst))
 
     def _observation(self) -> Observation:
-        progress = self._cursor / self.num_steps
+        progress = self._taken / self.config.horizon
         step = step_features(self._state, self._start_s, self._best_s, self._change, progress)
-        return observe(self._state, self._unit, step, self.config)
+        return observe(self._state, step, self.config)
 
     def _info(self) -> dict[str, Any]:
         report = self._state.report

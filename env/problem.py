@@ -10,6 +10,7 @@ from ..placement.coarsen import Groups, coarsen
 from ..placement.costs import Costs, make_costs
 from ..placement.errors import SegueError
 from ..placement.graph import Graph
+from .bounds import Pipeline, make_pipeline
 from .config import EnvConfig
 
 Ints = NDArray[np.int64]
@@ -30,12 +31,12 @@ class Problem:
         edges: `int64[e, 2]`, rows `(source, target)`.
         edge_bytes: bytes over each edge in a whole step, gradients included, `float64[e]`.
         edge_messages: messages over each edge in a whole step.
+        flow_bytes: the same bytes between each two groups, whichever way they go, `float64[n, n]`.
+        flow_messages: likewise.
+        pipeline: what the bounds of a step are computed from.
         latency_s: mean of both directions between two devices, `float64[d, d]`.
         seconds_per_byte: likewise.
         member: whether a group is in a unit, `float64[u, n]`.
-        touch: whether an edge has an end in a unit, `float64[u, e]`.
-        near_bytes: bytes between a unit and each group outside it, `float64[u, n]`.
-        near_messages: likewise.
         group_features: features of the groups that no placement changes, `float32[n, GROUP_CONSTANTS]`.
     """
 
@@ -48,12 +49,12 @@ class Problem:
     edges: Ints
     edge_bytes: Floats
     edge_messages: Floats
+    flow_bytes: Floats
+    flow_messages: Floats
+    pipeline: Pipeline
     latency_s: Floats
     seconds_per_byte: Floats
     member: Floats
-    touch: Floats
-    near_bytes: Floats
-    near_messages: Floats
     group_features: NDArray[np.float32]
 
     @property
@@ -63,7 +64,7 @@ class Problem:
 
     @property
     def num_units(self) -> int:
-        """Number of move units."""
+        """Number of units, those that are ends of runs not counted."""
         return len(self.member)
 
     @property
@@ -102,7 +103,8 @@ def make_problem(clock: Clock, config: EnvConfig, costs: Costs | None = None) ->
     member = np.zeros((len(groups.units), count))
     for row, unit in enumerate(groups.units):
         member[row, unit] = 1.0
-    inside = member[:, edges[:, 0]], member[:, edges[:, 1]]
+    latency = (topology.latency_s + topology.latency_s.T) / 2
+    pace = (topology.seconds_per_byte + topology.seconds_per_byte.T) / 2
     state = _sums(of, priced.state_bytes, count)
     return Problem(
         clock=clock,
@@ -114,12 +116,12 @@ def make_problem(clock: Clock, config: EnvConfig, costs: Costs | None = None) ->
         edges=edges,
         edge_bytes=edge_bytes,
         edge_messages=edge_messages,
-        latency_s=(topology.latency_s + topology.latency_s.T) / 2,
-        seconds_per_byte=(topology.seconds_per_byte + topology.seconds_per_byte.T) / 2,
+        flow_bytes=_between(edges, edge_bytes, count),
+        flow_messages=_between(edges, edge_messages, count),
+        pipeline=make_pipeline(compute, edges, edge_bytes, edge_messages, latency, pace, clock.microbatches),
+        latency_s=latency,
+        seconds_per_byte=pace,
         member=member,
-        touch=np.maximum(*inside),
-        near_bytes=_near(*inside, edges, edge_bytes, count),
-        near_messages=_near(*inside, edges, edge_messages, count),
         group_features=_group_features(graph, of, compute, state, edges),
     )
 
@@ -140,12 +142,11 @@ def _edges(graph: Graph, of: Ints, microbatches: int, most: int) -> tuple[Ints, 
     return edges, volume[kept], messages[kept]
 
 
-def _near(source_in: Floats, target_in: Floats, edges: Ints, amount: Floats, count: int) -> Floats:
-    """Amount between each unit and each group outside it."""
-    ends = np.zeros((2, len(edges), count))
-    ends[0, np.arange(len(edges)), edges[:, 0]] = amount
-    ends[1, np.arange(len(edges)), edges[:, 1]] = amount
-    return ((1 - source_in) * target_in) @ ends[0] + (source_in * (1 - target_in)) @ ends[1]
+def _between(edges: Ints, amount: Floats, count: int) -> Floats:
+    """Amount between each two groups, both ways, `float64[n, n]`."""
+    result = np.zeros((count, count))
+    result[edges[:, 0], edges[:, 1]] = amount
+    return result + result.T
 
 
 def _group_features(graph: Graph, of: Ints, compute: Floats, state: Floats, edges: Ints) -> NDArray[np.float32]:

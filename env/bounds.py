@@ -1,0 +1,174 @@
+"""Bounds of a pipelined step: its critical path, its fullest device and its fullest link, now and after every move.
+
+They say what a step takes at least if nothing waits without need, cost about a microsecond a move, and are what the policy
+knows of a move before the clock is asked.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+class Pipeline(NamedTuple):
+    """Groups as the bounds see them, `n` of them with `e` edges on `d` devices.
+
+    Attributes:
+        order: groups in topological order, `int64[n]`.
+        in_start: edges into group `i` are `in_start[i]` to `in_start[i + 1]`.
+        source: their sources, `int64[e]`.
+        step_s: seconds of a step in each group on each device, `float64[n, d]`.
+        edge_bytes: bytes of a step over each edge, `float64[e]`.
+        edge_messages: messages likewise.
+        latency_s: between two devices, `float64[d, d]`.
+        seconds_per_byte: likewise.
+        microbatches: in a step.
+    """
+
+    order: Ints
+    in_start: Ints
+    source: Ints
+    step_s: Floats
+    edge_bytes: Floats
+    edge_messages: Floats
+    latency_s: Floats
+    seconds_per_byte: Floats
+    microbatches: int
+
+
+class Bounds(NamedTuple):
+    """Seconds, each a number now or `float64[u, d]` after moves.
+
+    Attributes:
+        path: the longest chain of computation and transfers that one microbatch waits for, forward and backward.
+        load: compute of the fullest device in a step.
+        link: transfers over the fullest pair of devices in a step, one way.
+        estimate: of the step: one microbatch passes, the others follow at the pace of the narrowest place.
+    """
+
+    path: Floats
+    load: Floats
+    link: Floats
+    estimate: Floats
+
+
+def make_pipeline(
+    compute: Floats, edges: Ints, volume: Floats, messages: Floats, latency: Floats, pace: Floats, microbatches: int
+) -> Pipeline:
+    """Sort the edges between groups by their target, and drop what closes a circle (colocation can force one)."""
+    count = len(compute)
+    order = _topological(edges, count)
+    rank = np.empty(count, np.int64)
+    rank[order] = np.arange(count)
+    kept = np.flatnonzero(rank[edges[:, 0]] < rank[edges[:, 1]])
+    kept = kept[np.argsort(edges[kept, 1], kind="stable")]
+    start = np.searchsorted(edges[kept, 1], np.arange(count + 1)).astype(np.int64)
+    source = np.ascontiguousarray(edges[kept, 0])
+    return Pipeline(order, start, source, compute, volume[kept], messages[kept], latency, pace, microbatches)
+
+
+def _topological(edges: Ints, count: int) -> Ints:
+    """Groups so that edges run forward, the smallest number first among those that may come next."""
+    missing = np.bincount(edges[:, 1], minlength=count)
+    order: list[int] = []
+    left = set(range(count))
+    while left:
+        free = min((group for group in left if missing[group] <= 0), default=min(left))
+        left.remove(free)
+        order.append(free)
+        missing[edges[edges[:, 0] == free, 1]] -= 1
+    return np.array(order, np.int64)
+
+
+def bounds_now(pipeline: Pipeline, home: Ints) -> tuple[Bounds, Floats]:
+    """Bounds of a step with each group on its device, and the longest chain through each group, `float64[n]`."""
+    path, load, link = _bounds(pipeline, home, *_scratch(pipeline))
+    return _with_estimate(pipeline, path, load, link), _through(pipeline, home)
+
+
+def bounds_after(pipeline: Pipeline, home: Ints, member: Bools) -> Bounds:
+    """Bounds after each unit (`bool[u, n]`) has moved to each device, `float64[u, d]` each."""
+    return _with_estimate(pipeline, *_after(pipeline, home, member))
+
+
+def _with_estimate(pipeline: Pipeline, path: Floats, load: Floats, link: Floats) -> Bounds:
+    narrow = np.maximum(load, link)
+    estimate = np.maximum(path + (1 - 1 / pipeline.microbatches) * narrow, narrow)
+    return Bounds(path, load, link, estimate)
+
+
+@njit(cache=True)
+def _scratch(pipeline: Pipeline) -> tuple[Floats, Floats, Floats]:
+    count, devices = pipeline.step_s.shape
+    return np.zeros(count), np.zeros(devices), np.zeros((devices, devices))
+
+
+@njit(cache=True)
+def _bounds(
+    pipeline: Pipeline, home: Ints, done: Floats, loads: Floats, links: Floats
+) -> tuple[float, float, float]:
+    loads[:] = 0.0
+    links[:] = 0.0
+    share = 1.0 / pipeline.microbatches
+    path = link = 0.0
+    for group in pipeline.order:
+        here = home[group]
+        ready = 0.0
+        for edge in range(pipeline.in_start[group], pipeline.in_start[group + 1]):
+            source = pipeline.source[edge]
+            there = home[source]
+            arrives = done[source]
+            if there != here:
+                seconds = pipeline.edge_messages[edge] * pipeline.latency_s[there, here]
+                seconds += pipeline.edge_bytes[edge] * pipeline.seconds_per_byte[there, here]
+                arrives += seconds * share
+                low, high = min(here, there), max(here, there)
+                links[low, high] += 0.5 * seconds
+                link = max(link, links[low, high])
+            ready = max(ready, arrives)
+        loads[here] += pipeline.step_s[group, here]
+        done[group] = ready + pipeline.step_s[group, here] * share
+        path = max(path, done[group])
+    return path, loads.max(), link
+
+
+@njit(cache=True)
+def _after(pipeline: Pipeline, home: Ints, member: Bools) -> tuple[Floats, Floats, Floats]:
+    units, devices = member.shape[0], pipeline.step_s.shape[1]
+    path, load, link = np.empty((units, devices)), np.empty((units, devices)), np.empty((units, devices))
+    done, loads, links = _scratch(pipeline)
+    moved = home.copy()
+    for unit in range(units):
+        for device in range(devices):
+            for group in range(home.shape[0]):
+                moved[group] = device if member[unit, group] else home[group]
+            path[unit, device], load[unit, device], link[unit, device] = _bounds(pipeline, moved, done, loads, links)
+    return path, load, link
+
+
+@njit(cache=True)
+def _through(pipeline: Pipeline, home: Ints) -> Floats:
+    """Seconds of the longest chain of one microbatch through each group."""
+    count, share = home.shape[0], 1.0 / pipeline.microbatches
+    before, after = np.zeros(count), np.zeros(count)
+    for backward in range(2):
+        for place in range(count):
+            group = pipeline.order[count - 1 - place if backward else place]
+            own = pipeline.step_s[group, home[group]] * share
+            for edge in range(pipeline.in_start[group], pipeline.in_start[group + 1]):
+                source = pipeline.source[edge]
+                seconds = pipeline.edge_messages[edge] * pipeline.latency_s[home[source], home[group]]
+                seconds += pipeline.edge_bytes[edge] * pipeline.seconds_per_byte[home[source], home[group]]
+                seconds *= share * (home[source] != home[group])
+                if backward:
+                    after[source] = max(after[source], after[group] + own + seconds)
+                else:
+                    before[group] = max(before[group], before[source] + seconds)
+            if not backward:
+                before[group] += own
+    return before + after
