@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..env.observation import allowed_moves, make_state, move_features, observe_state, step_features
+from ..env.observation import allowed_moves, make_state, step_features
 from ..env.scenarios import Scenario
 from ..placement.placement import Placement
-from .network import PlacementNetwork, Scores
+from .network import PlacementNetwork
+from .scoring import score_state
 from .teacher import Ints, Lesson, Rng, Sample, TeacherSettings, prepare, teach
 
 Sampler = Callable[[Rng], Scenario]
@@ -32,9 +33,9 @@ class ImitationSettings:
         teacher: what the teacher does.
     """
 
-    chunks: int = 40
+    chunks: int = 26
     scenarios: int = 64
-    epochs: int = 2
+    epochs: int = 4
     batch_size: int = 64
     learning_rate: float = 2e-3
     max_groups: tuple[int, ...] = (16, 24, 32, 48, 64)
@@ -107,14 +108,6 @@ def walk(network: PlacementNetwork, lesson: Lesson, steps: int, rng: Rng) -> lis
         devices = np.where(state.member[unit][problem.groups.group_of] > 0, device, devices)
         places.append(devices)
     return places
-
-
-def score_state(network: PlacementNetwork, state, step) -> Scores:
-    """Scores of all moves of one state, `[1, u, d]`."""
-    batch = {key: torch.from_numpy(value)[None] for key, value in observe_state(state, step).items()}
-    units = torch.from_numpy(state.member.astype(np.float32))[None]
-    with torch.no_grad():
-        return network.score(network.encode(batch), units, torch.from_numpy(move_features(state))[None])
 
 
 def _batches(sizes: Sequence[int], batch_size: int, rng: Rng) -> list[Ints]:

@@ -11,8 +11,10 @@ from ..env.problem import make_problem
 from ..placement.clock import SimulatedClock
 from ..placement.errors import SegueError
 from ..placement.placement import Placement, check_placement, colocate
+from .guided import guided_annealing, plain_annealing
 from .network import PlacementNetwork
 from .pretrained import load_policy
+from .rollout import rollout
 from .search import Search, SearchSettings, Visit
 from .threads import one_thread
 
@@ -103,12 +105,22 @@ def propose(
 
 
 def _run(search: Search, network: PlacementNetwork, starts: list[Visit], seed: int, settings: SearchSettings) -> None:
+    """Rollouts from the starts, the best first; annealing with the policy's moves; annealing with uniform moves."""
     if search.problem.num_devices == 1:
         return
-    best_first = sorted(starts, key=lambda visit: visit.rank)
-    rows = [best_first[row % len(best_first)] for row in range(max(settings.rollouts, min(4, len(best_first))))]
-    search.rollouts(network, rows, seed, int(settings.rollout_share * search.left))
-    search.search(network, seed, settings)
+    starts = sorted(starts, key=lambda visit: visit.rank)
+    rng, floor = np.random.default_rng(seed), search.left - int(settings.rollout_share * search.left)
+    for row in range(settings.rollouts):
+        sampled = rng if row >= len(starts) else None
+        rollout(search, network, starts[row % len(starts)], settings.patience, floor, sampled)
+    assert search.best is not None
+    unguided = max(0, search.left - settings.guided)
+    for cycle in range(settings.cycles):
+        left = search.left - unguided
+        floor = unguided + left * (settings.cycles - cycle - 1) // (settings.cycles - cycle)
+        guided_annealing(search, network, search.best, seed + cycle, settings, floor)
+    if settings.cycles:
+        plain_annealing(search, search.best, seed + settings.cycles, settings, 0)
 
 
 def _named(starts: Mapping[str, Ints] | Sequence[Ints], clock: SimulatedClock, microbatches: int) -> dict[str, Ints]:
@@ -128,10 +140,10 @@ def _proposal(search: Search, now: Visit, start: Placement, evaluations: int) ->
     placement = Placement(best.devices, start.microbatches)
     return Proposal(
         placement=placement,
-        predicted_step_time_s=best.report.step_time_s,
-        start_step_time_s=now.report.step_time_s,
+        predicted_step_time_s=best.step_time_s,
+        start_step_time_s=now.step_time_s,
         evaluations=evaluations - search.left,
         source=best.source,
         moved_ops=len(placement.moved(start)),
-        feasible=best.report.feasible,
+        feasible=best.overflow_bytes == 0,
     )

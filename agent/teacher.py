@@ -44,11 +44,11 @@ class TeacherSettings:
         agreement: how much it is worth, as a relative change of the step time, to bring all ops where the teacher has them.
     """
 
-    evaluations: int = 1200
+    evaluations: int = 1000
     snapshots: tuple[int, ...] = (1, 10, 30, 80, 200, 600)
     perturbations: tuple[int, ...] = (0, 1, 2, 4)
     wanderings: tuple[int, ...] = (1, 3)
-    moves: int = 144
+    moves: int = 112
     sharpness: float = 0.25
     least: float = 0.008
     agreement: float = 0.1

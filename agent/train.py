@@ -1,7 +1,8 @@
-"""`train`: PPO on random scenarios, or on from given weights on one clock."""
+"""`train`: imitation of the teacher, then PPO on random scenarios; or PPO on from given weights on one clock."""
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -18,7 +19,9 @@ from ..env import EnvConfig, Scenario, ScenarioSampler, make_vec_env
 from ..env.vector import Sampler
 from ..placement.clock import Clock
 from ..placement.errors import SegueError
+from ..placement.graph import Graph
 from ..placement.placement import Placement
+from .imitation import ImitationSettings, imitate_chunk
 from .network import PlacementNetwork
 from .policy import PlacementPolicy
 from .pretrained import load_policy, save_policy
@@ -30,13 +33,17 @@ class TrainingPreset:
     """What a training run is made of.
 
     Attributes:
-        timesteps: environment steps in all.
+        imitation: what comes before PPO; not where weights or a clock are given.
+        teacher_devices: most devices in the scenarios that the teacher solves.
+        teacher_ops: most ops in the random graphs among them.
+        timesteps: environment steps of PPO in all.
         envs: environments side by side.
         rollout: steps in each between two updates.
         chunk: updates between two checkpoints.
         batch_size: samples in a minibatch.
         epochs: passes over a rollout.
         gamma: discount.
+        clip: PPO's clipping range.
         learning_rate: at the start; falls to a twentieth in a straight line.
         entropy: weight of the policy's entropy at the start; falls likewise.
         hidden: width of the network.
@@ -44,28 +51,36 @@ class TrainingPreset:
         env: sizes and rewards of the environment.
     """
 
-    timesteps: int = 563_200
+    imitation: ImitationSettings = ImitationSettings()  # noqa: RUF009  (frozen)
+    teacher_devices: int = 16
+    teacher_ops: int = 120
+    timesteps: int = 32_768
     envs: int = 16
-    rollout: int = 128
-    chunk: int = 10
-    batch_size: int = 512
-    epochs: int = 4
-    gamma: float = 0.98
-    learning_rate: float = 1e-3
-    entropy: float = 0.01
-    hidden: int = 48
-    rounds: int = 2
-    env: EnvConfig = EnvConfig(max_devices=6)  # noqa: RUF009  (frozen)
+    rollout: int = 64
+    chunk: int = 4
+    batch_size: int = 256
+    epochs: int = 2
+    gamma: float = 0.97
+    clip: float = 0.1
+    learning_rate: float = 1e-4
+    entropy: float = 0.001
+    hidden: int = 64
+    rounds: int = 3
+    env: EnvConfig = EnvConfig(max_groups=24, max_devices=6)  # noqa: RUF009  (frozen)
 
 
+NO_IMITATION = ImitationSettings(chunks=0)
 PRESETS = {
-    "default": TrainingPreset(),
-    "quick": TrainingPreset(timesteps=40_960, chunk=4),
+    "release": TrainingPreset(),
+    "quick": TrainingPreset(imitation=ImitationSettings(chunks=6, scenarios=32), timesteps=8_192),
     "tiny": TrainingPreset(
-        timesteps=4_096, envs=4, rollout=128, chunk=2, batch_size=128, hidden=32, env=EnvConfig(16, 4)
+        imitation=ImitationSettings(chunks=1, scenarios=4, epochs=2, max_groups=(16,)),
+        timesteps=1_024, envs=4, rollout=64, chunk=2, batch_size=128, hidden=32, rounds=2, env=EnvConfig(16, 4),
     ),
-    "finetune": TrainingPreset(timesteps=2_048, envs=1, rollout=256, chunk=2, batch_size=64, learning_rate=2e-4),
-}
+    "finetune": TrainingPreset(
+        imitation=NO_IMITATION, timesteps=2_048, envs=1, rollout=256, chunk=2, batch_size=64, epochs=4
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,29 +90,32 @@ class TrainingResult:
     Attributes:
         network: ready to decide.
         timesteps: environment steps taken in all.
-        rewards: mean episode reward in each chunk.
+        rewards: mean episode reward in each chunk of PPO.
+        losses: of each chunk of imitation; see `imitate_chunk`.
     """
 
     network: PlacementNetwork
     timesteps: int
     rewards: tuple[float, ...]
+    losses: tuple[dict[str, float], ...] = ()
 
 
 def train(
-    preset: str | TrainingPreset = "default",
+    preset: str | TrainingPreset = "release",
     seed: int = 0,
     timesteps: int | None = None,
     *,
     clock: Clock | None = None,
     start: Placement | None = None,
     sampler: Sampler | None = None,
+    graphs: Sequence[Graph] = (),
     weights: PlacementNetwork | None = None,
     log_dir: str | PathLike | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     progress: bool = True,
 ) -> TrainingResult:
-    """Train a policy with MaskablePPO; the same arguments give the same weights, resumed or not.
+    """Train a policy by imitation and MaskablePPO; the same arguments give the same weights, resumed or not.
 
     Args:
         preset: a name from `PRESETS`, or settings.
@@ -106,7 +124,8 @@ def train(
         clock: train on this clock alone (measured or simulated) in one environment.
         start: the starting placement with `clock`.
         sampler: draws the scenarios, instead of `ScenarioSampler`.
-        weights: where to continue from; sizes must be the preset's.
+        graphs: captured graphs that scenarios shall be of, besides random ones.
+        weights: where PPO continues from; the network takes their sizes.
         log_dir: folder for checkpoints and `progress.csv`.
         resume: go on from the checkpoint in `log_dir`, if there is one.
         tensorboard: write TensorBoard events to `log_dir`.
@@ -119,21 +138,116 @@ def train(
     if log_dir is None and (resume or tensorboard):
         raise SegueError("train: resume and tensorboard need log_dir")
     if clock is not None:
-        settings = replace(settings, envs=1)
+        settings = replace(settings, envs=1, imitation=NO_IMITATION)
         sampler = _one(clock, start)
+    lessons = sampler or ScenarioSampler(settings.teacher_devices, settings.teacher_ops, tuple(graphs))
+    sampler = sampler or ScenarioSampler(settings.env.max_devices, graphs=tuple(graphs))
     folder = Path(log_dir) if log_dir is not None else None
     with one_thread():
-        model = _model(settings, seed, sampler, weights, folder if tensorboard else None)
-        rewards = _restore(model, folder, settings, seed) if folder and resume else []
-        with tqdm(total=settings.timesteps, initial=model.num_timesteps, disable=not progress, unit="step") as bar:
-            while model.num_timesteps < settings.timesteps:
-                rewards.append(_chunk(model, settings, seed, len(rewards)))
+        run = _Run(_model(settings, seed, sampler, weights, folder if tensorboard else None), settings, seed, folder)
+        if resume:
+            run.restore()
+        run.imitate(lessons, progress)
+        run.reinforce(progress)
+    network = run.network.eval().requires_grad_(False)
+    return TrainingResult(network, run.model.num_timesteps, tuple(run.rewards), tuple(run.losses))
+
+
+class _Run:
+    """A training run: its model, how far it has come, and its folder of checkpoints.
+
+    Args:
+        model: what is trained.
+        settings: how.
+        seed: of everything random.
+        folder: of the checkpoints, if there are to be any.
+    """
+
+    def __init__(self, model: MaskablePPO, settings: TrainingPreset, seed: int, folder: Path | None):
+        self.model, self.settings, self.seed, self.folder = model, settings, seed, folder
+        self.network = _network(model)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), settings.imitation.learning_rate)
+        self.losses: list[dict[str, float]] = []
+        self.rewards: list[float] = []
+
+    def imitate(self, lessons: Sampler, progress: bool) -> None:
+        """Imitation, up to the settings' number of chunks."""
+        imitation = self.settings.imitation
+        if len(self.losses) == imitation.chunks:
+            return
+        with tqdm(total=imitation.chunks, initial=len(self.losses), disable=not progress, unit="chunk") as bar:
+            while len(self.losses) < imitation.chunks:
+                index = len(self.losses)
+                self.losses.append(
+                    imitate_chunk(self.network, self.optimizer, lessons, imitation, self.seed, index)
+                )
+                self._write_event("imitation/choice", self.losses[-1]["choice"], index)
+                self.checkpoint()
+                bar.update()
+                bar.set_postfix({key: f"{loss:.3f}" for key, loss in self.losses[-1].items()})
+
+    def reinforce(self, progress: bool) -> None:
+        """PPO, up to the settings' number of timesteps."""
+        model, timesteps = self.model, self.settings.timesteps
+        with tqdm(total=timesteps, initial=model.num_timesteps, disable=not progress, unit="step") as bar:
+            while model.num_timesteps < timesteps:
+                self.rewards.append(_chunk(model, self.settings, self.seed, len(self.rewards)))
                 bar.update(model.num_timesteps - bar.n)
-                bar.set_postfix(reward=f"{rewards[-1]:.3f}")
-                if folder is not None:
-                    _checkpoint(model, folder, settings, seed, rewards)
-    network = _network(model).eval().requires_grad_(False)
-    return TrainingResult(network, model.num_timesteps, tuple(rewards))
+                bar.set_postfix(reward=f"{self.rewards[-1]:.3f}")
+                self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Save all that the rest of the run depends on."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        optimizers = {"imitation": self.optimizer.state_dict(), "ppo": self.model.policy.optimizer.state_dict()}
+        torch.save(optimizers, self.folder / "optimizer.pt")
+        metadata = {
+            "seed": self.seed,
+            "settings": repr(self.settings),
+            "timesteps": self.model.num_timesteps,
+            "rewards": self.rewards,
+            "losses": self.losses,
+        }
+        save_policy(self.network, self.folder / "checkpoint.safetensors", metadata)
+        with (self.folder / "progress.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["chunk", "choice_loss", "change_error", "value_error", "mean_episode_reward"])
+            for index, loss in enumerate(self.losses):
+                writer.writerow([index, *(f"{loss[key]:.6f}" for key in ("choice", "change", "value")), ""])
+            for index, reward in enumerate(self.rewards, len(self.losses)):
+                writer.writerow([index, "", "", "", f"{reward:.6f}"])
+
+    def restore(self) -> None:
+        """Go on from the checkpoint in the folder, if there is one.
+
+        Raises:
+            SegueError: if it is of another run.
+        """
+        assert self.folder is not None
+        file = self.folder / "checkpoint.safetensors"
+        if not file.exists():
+            return
+        network = load_policy(file)
+        record = json.loads(file.with_suffix(".json").read_text())
+        if record["settings"] != repr(self.settings) or record["seed"] != self.seed:
+            raise SegueError(
+                f"{file}: settings: the checkpoint is of another run; use another log_dir or the same arguments"
+            )
+        self.network.load_state_dict(network.state_dict())
+        optimizers = torch.load(self.folder / "optimizer.pt", weights_only=True)
+        self.optimizer.load_state_dict(optimizers["imitation"])
+        self.model.policy.optimizer.load_state_dict(optimizers["ppo"])
+        self.model.num_timesteps = int(record["timesteps"])
+        self.rewards, self.losses = list(record["rewards"]), list(record["losses"])
+
+    def _write_event(self, name: str, value: float, index: int) -> None:
+        if self.model.tensorboard_log is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            with SummaryWriter(self.model.tensorboard_log) as writer:
+                writer.add_scalar(name, value, index)
 
 
 def _settings(preset: str | TrainingPreset, timesteps: int | None, weights: PlacementNetwork | None) -> TrainingPreset:
@@ -146,7 +260,7 @@ def _settings(preset: str | TrainingPreset, timesteps: int | None, weights: Plac
             raise SegueError(f"train: timesteps must be >= 1, got {timesteps}")
         preset = replace(preset, timesteps=timesteps)
     if weights is not None:
-        preset = replace(preset, hidden=weights.hidden, rounds=weights.rounds)
+        preset = replace(preset, hidden=weights.hidden, rounds=weights.rounds, imitation=NO_IMITATION)
     return preset
 
 
@@ -157,9 +271,8 @@ def _one(clock: Clock, start: Placement | None) -> Sampler:
 
 
 def _model(
-    settings: TrainingPreset, seed: int, sampler: Sampler | None, weights: PlacementNetwork | None, events: Path | None
+    settings: TrainingPreset, seed: int, sampler: Sampler, weights: PlacementNetwork | None, events: Path | None
 ) -> MaskablePPO:
-    sampler = sampler or ScenarioSampler(settings.env.max_devices)
     model = MaskablePPO(
         PlacementPolicy,
         VecMonitor(make_vec_env(sampler, settings.envs, seed, settings.env)),
@@ -167,6 +280,7 @@ def _model(
         batch_size=settings.batch_size,
         n_epochs=settings.epochs,
         gamma=settings.gamma,
+        clip_range=settings.clip,
         policy_kwargs={"hidden": settings.hidden, "rounds": settings.rounds},
         tensorboard_log=str(events) if events else None,
         seed=seed,
@@ -198,31 +312,3 @@ def _chunk(model: MaskablePPO, settings: TrainingPreset, seed: int, index: int) 
     model.learn(steps, reset_num_timesteps=False, tb_log_name="ppo")
     episodes: Any = model.ep_info_buffer
     return float(np.mean([episode["r"] for episode in episodes])) if episodes else float("nan")
-
-
-def _checkpoint(model: MaskablePPO, folder: Path, settings: TrainingPreset, seed: int, rewards: list[float]) -> None:
-    metadata = {"seed": seed, "settings": repr(settings), "timesteps": model.num_timesteps, "rewards": rewards}
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(model.policy.optimizer.state_dict(), folder / "optimizer.pt")
-    save_policy(_network(model), folder / "checkpoint.safetensors", metadata)
-    with (folder / "progress.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["chunk", "mean_episode_reward"])
-        writer.writerows((index, f"{reward:.6f}") for index, reward in enumerate(rewards))
-
-
-def _restore(model: MaskablePPO, folder: Path, settings: TrainingPreset, seed: int) -> list[float]:
-    """Load the checkpoint into `model`; returns the rewards so far."""
-    file = folder / "checkpoint.safetensors"
-    if not file.exists():
-        return []
-    network = load_policy(file)
-    record = json.loads(file.with_suffix(".json").read_text())
-    if record["settings"] != repr(settings) or record["seed"] != seed:
-        raise SegueError(
-            f"{file}: settings: the checkpoint is of another run; use another log_dir or the same arguments"
-        )
-    _network(model).load_state_dict(network.state_dict())
-    model.policy.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    model.num_timesteps = int(record["timesteps"])
-    return list(record["rewards"])

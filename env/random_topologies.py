@@ -17,7 +17,7 @@ def random_topology(rng: Rng, graph: Graph, max_devices: int) -> Topology:
     Transfers cost from next to nothing to more than the compute; links within an island are up to twentyfold faster than
     those between islands; memory is tight in some.
     """
-    count = 2 + int((max_devices - 1) * rng.random() ** 1.5)
+    count = 2 + int((max_devices - 1) * rng.random() ** 2.5)
     speed = np.exp(rng.uniform(0, np.log(8), count) * rng.choice([0.0, 0.5, 1.0], p=[0.25, 0.35, 0.4]))
     need = 4 * graph.parameter_bytes.sum() + 2 * graph.saved_bytes.sum()
     share = rng.dirichlet(np.full(count, 10.0)) if rng.random() < 0.7 else np.full(count, 1 / count)

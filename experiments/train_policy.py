@@ -15,6 +15,7 @@ from ..placement.executor import Executor, MeasuredClock, launch, probe
 from ..placement.placement import Placement
 from ..placement.planners import plan
 from .data import load_data
+from .graph_pool import load_pool
 from .job import make_model, make_optimizer, run_batches
 from .run_config import RunConfig, find_topology
 
@@ -36,20 +37,25 @@ def train_policy(options: argparse.Namespace) -> int:
         raise SegueError("--tensorboard needs --log-dir")
     if options.clock == "measured":
         return _on_a_live_run(options)
+    folder = options.graphs or (Path(options.log_dir) / "graphs" if options.log_dir else Path("graphs"))
+    pool = load_pool(folder, options.profiles)
     result = train(
-        options.preset or "default",
+        options.preset or "release",
         options.seed,
         options.timesteps or None,
+        graphs=[graph for graphs in pool.training.values() for graph in graphs],
         weights=load_policy(options.policy) if options.policy else None,
         log_dir=options.log_dir or None,
         resume=bool(options.log_dir),
         tensorboard=options.tensorboard,
     )
-    command = f"segue train --preset {options.preset or 'default'} --seed {options.seed}"
+    command = f"segue train --preset {options.preset or 'release'} --seed {options.seed}"
     metadata = {
         "command": command + (f" --timesteps {options.timesteps}" if options.timesteps else ""),
         "timesteps": result.timesteps,
         "versions": {name: version(name) for name in ("torch", "stable-baselines3", "sb3-contrib")},
+        "graphs": sorted({graph.name for graphs in pool.training.values() for graph in graphs}),
+        "choice_loss_by_chunk": [round(loss["choice"], 4) for loss in result.losses],
         "mean_episode_reward_by_chunk": [round(reward, 4) for reward in result.rewards],
     }
     save_policy(result.network, options.out, metadata)
