@@ -33,7 +33,7 @@ class ImitationSettings:
         teacher: what the teacher does.
     """
 
-    chunks: int = 80
+    chunks: int = 48
     scenarios: int = 64
     epochs: int = 4
     batch_size: int = 64

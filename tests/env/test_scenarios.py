@@ -1,7 +1,9 @@
 import numpy as np
 
 from segue.env import ScenarioSampler
-from segue.env.scenarios import balanced_split, random_graph
+from segue.env.random_graphs import _series_parallel, random_graph, variant, wide_branches
+from segue.env.random_topologies import changed, random_topology
+from segue.env.scenarios import balanced_split
 from segue.placement.graph import check_graph, make_graph
 from segue.placement.placement import check_placement
 from segue.placement.topology import check_topology
@@ -9,13 +11,13 @@ from segue.placement.topology import check_topology
 
 def test_scenarios_are_valid_varied_and_reproducible():
     sampler = ScenarioSampler(6)
-    scenarios = [sampler(np.random.default_rng(seed)) for seed in range(60)]
+    scenarios = [sampler(np.random.default_rng(seed)) for seed in range(120)]
     for scenario in scenarios:
         clock = scenario.clock
         check_graph(clock.graph)
         check_topology(clock.topology)
         check_placement(scenario.start, clock.graph, clock.topology)
-        assert 8 <= clock.graph.num_ops <= 120
+        assert 4 <= clock.graph.num_ops <= 160
         assert scenario.start.microbatches == clock.microbatches
     assert {s.clock.topology.num_devices for s in scenarios} == {2, 3, 4, 5, 6}
     assert {s.clock.microbatches for s in scenarios} == {1, 2, 4, 8}
@@ -51,3 +53,38 @@ def test_graphs_keep_to_their_size_but_for_their_last_block():
     sizes = [random_graph(np.random.default_rng(seed), 30).num_ops for seed in range(50)]
     assert np.median(sizes) < 30
     assert max(sizes) < 60
+
+
+def test_variants_keep_the_structure_and_change_the_costs():
+    rng = np.random.default_rng(0)
+    graph = random_graph(rng, 40)
+    other = variant(rng, graph)
+    check_graph(other)
+    assert other.hash == graph.hash
+    assert not np.allclose(other.forward_flops, graph.forward_flops)
+
+
+def test_captured_graphs_are_drawn_besides_random_ones():
+    graph = random_graph(np.random.default_rng(0), 30)
+    given = graph.hash
+    sampler = ScenarioSampler(4, graphs=(graph,), share=0.5)
+    drawn = [sampler(np.random.default_rng(seed)).clock.graph.hash == given for seed in range(40)]
+    assert 8 < sum(drawn) < 32
+
+
+def test_families_make_valid_graphs():
+    for family in (wide_branches, _series_parallel):
+        for seed in range(10):
+            check_graph(random_graph(np.random.default_rng(seed), 80, family))
+
+
+def test_a_change_makes_something_slower_and_nothing_faster():
+    graph = random_graph(np.random.default_rng(0), 30)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        before = random_topology(rng, graph, 6)
+        after = changed(rng, before)
+        check_topology(after)
+        assert (after.speed <= before.speed).all()
+        assert (after.seconds_per_byte >= before.seconds_per_byte - 1e-30).all()
+        assert (after.speed < before.speed).any() or (after.seconds_per_byte > before.seconds_per_byte).any()

@@ -1,0 +1,227 @@
+"""How good a policy is on families that it has never seen: equal evaluations, zero-shot, any hardware, ablations.
+
+`python -m segue.experiments.bench_policy equal` prints the table of the model card; so do `zero-shot`, `hardware` and `ablation`.
+All step times are simulated.
+"""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..agent.pretrained import load_policy
+from ..agent.propose import propose
+from ..agent.search import ZERO_SHOT
+from ..placement.coarsen import coarsen
+from ..placement.planners.unit_annealing import anneal_units
+from .graph_pool import load_pool
+from .policy_cases import Case, hardware_cases, held_out_cases
+from .policy_methods import (
+    ANNEALING,
+    GROUPS,
+    BoundsAlone,
+    Method,
+    WithoutHistory,
+    WithoutMessages,
+    by_policy,
+    manual_starts,
+    uniform,
+    untrained,
+    with_weights,
+)
+
+Floats = NDArray[np.float64]
+SAME = 1e-3
+"""Relative difference below which two step times count as equal."""
+LONG = 20_000
+"""Evaluations of the annealing runs that stand for the best known."""
+
+
+def measure(cases: Sequence[Case], methods: Mapping[str, Method], evaluations: int, seed: int) -> dict[str, Floats]:
+    """Step times of every method on every case, from the case's start, `float64[cases]` each."""
+    columns = {name: np.full(len(cases), np.inf) for name in methods}
+    for row, case in enumerate(tqdm(cases, unit="case", leave=False, desc=f"{evaluations} evaluations")):
+        for name, method in methods.items():
+            columns[name][row] = method(case.clock, case.start, evaluations, seed)
+    return columns
+
+
+def strongest(columns: Mapping[str, Floats]) -> str:
+    """The annealing with the least geometric mean; cases that it cannot solve count twice their slowest answer."""
+    everything = np.array([columns[name] for name in ANNEALING])
+    worst = np.where(np.isfinite(everything), everything, 0).max(axis=0)
+    return min(
+        ANNEALING, key=lambda name: float(np.log(np.minimum(columns[name], 2 * np.maximum(worst, 1e-30))).mean())
+    )
+
+
+def ratios(step: Floats, other: Floats) -> tuple[float, int, int, int]:
+    """Geometric mean of step over other where both are finite, cases better, cases worse, cases solved by neither."""
+    both = np.isfinite(step) & np.isfinite(other)
+    better = int((step < other * (1 - SAME)).sum())
+    worse = int((step > other * (1 + SAME)).sum())
+    unsolved = int((np.isinf(step) & np.isinf(other)).sum())
+    return float(np.exp(np.log(step[both] / other[both]).mean())), better, worse, unsolved
+
+
+def equal_evaluations(
+    cases: Sequence[Case], policies: Mapping[str, Method], budgets: Sequence[int], seed: int
+) -> dict[int, dict[str, Floats]]:
+    """Step times by number of evaluations and method."""
+    return {budget: measure(cases, {**ANNEALING, **policies}, budget, seed) for budget in budgets}
+
+
+def equal_table(results: Mapping[int, Mapping[str, Floats]]) -> str:
+    """A row for each number of evaluations and method, relative to the strongest annealing at that number."""
+    lines = ["| evaluations | method | / strongest annealing | better, worse | found none |", "|---|---|---|---|---|"]
+    for budget, columns in results.items():
+        peer = strongest(columns)
+        for name, step in columns.items():
+            mean, better, worse, _ = ratios(step, columns[peer])
+            mark = " (strongest)" if name == peer else ""
+            lines.append(f"| {budget} | {name}{mark} | {mean:.3f} | {better}, {worse} | {int(np.isinf(step).sum())} |")
+    return "\n".join(lines)
+
+
+def plot_equal(results: Mapping[int, Mapping[str, Floats]], names: Sequence[str], path: str | Path) -> None:
+    """Geometric mean relative to the strongest annealing against the number of evaluations, a line a method."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name in names:
+        means = [ratios(columns[name], columns[strongest(columns)])[0] for columns in results.values()]
+        axes.plot(list(results), means, marker="o", label=name)
+    axes.axhline(1.0, color="black", linewidth=0.8, label="strongest annealing")
+    axes.set(xscale="log", xlabel="evaluated placements", ylabel="simulated step time / strongest annealing")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def best_known(case: Case, starts: Sequence[NDArray[np.int64]], seed: int) -> float:
+    """The shortest step that long annealing runs from several starts find."""
+    groups = coarsen(case.clock.graph, GROUPS)
+    found = [
+        anneal_units(case.clock, groups, start, evaluations=LONG, seed=seed + row, hot=hot)
+        for row, start in enumerate(starts)
+        for hot in (0.05, 0.01)
+    ]
+    return min((one.step_time_s for one in found if one.overflow_bytes == 0), default=np.inf)
+
+
+def zero_shot(cases: Sequence[Case], policy: str | None, seed: int, max_groups: int = GROUPS) -> list[dict[str, float]]:
+    """One greedy rollout from the best manual configuration of every case, with nothing taken back."""
+    network, rows = load_policy(policy), []
+    for case in tqdm(cases, unit="case", leave=False, desc="zero-shot"):
+        manual = manual_starts(case.clock)
+        step, start = min(manual.values(), key=lambda found: found[0])
+        begin = time.perf_counter()
+        found = propose(
+            case.clock, replace(case.start, devices=start), policy=network, evaluations=10_000, seed=seed,
+            max_groups=max_groups, settings=ZERO_SHOT,
+        )  # fmt: skip
+        seconds = time.perf_counter() - begin
+        rollout = found.predicted_step_time_s
+        best = min(rollout, best_known(case, [start, case.start.devices], seed))
+        rows.append(
+            {
+                "rollout": rollout, "manual": step, "best": best, "seconds": seconds, "evaluations": found.evaluations,
+            }  # fmt: skip
+        )
+    return rows
+
+
+def zero_shot_table(cases: Sequence[Case], rows: Sequence[Mapping[str, float]]) -> str:
+    """A row for each case, and what they come to."""
+    lines = ["| case | rollout / best known | rollout / best manual | evaluations | seconds |", "|---|---|---|---|---|"]
+    for case, row in zip(cases, rows, strict=True):
+        lines.append(
+            f"| {case.name} | {row['rollout'] / row['best']:.3f} | {row['rollout'] / row['manual']:.3f} "
+            f"| {row['evaluations']:.0f} | {row['seconds']:.2f} |"
+        )
+    to_best = np.array([row["rollout"] / row["best"] for row in rows])
+    better = np.mean([row["rollout"] < row["manual"] * (1 - SAME) for row in rows])
+    seconds = np.median([row["seconds"] for row in rows])
+    lines.append(f"| median (share better than every manual one) | {np.median(to_best):.3f} | {better:.0%} | | {seconds:.2f} |")
+    return "\n".join(lines)
+
+
+def hardware(cases: Sequence[Case], policy: str | None, evaluations: int, seed: int) -> str:
+    """The search from the best manual configuration of every topology, as a table."""
+    network = load_policy(policy)
+    lines = ["| topology | devices | / best manual | / strongest annealing, same start |", "|---|---|---|---|"]
+    for case in tqdm(cases, unit="case", leave=False, desc="hardware"):
+        step, start = min(manual_starts(case.clock).values(), key=lambda found: found[0])
+        begin = replace(case.start, devices=start)
+        found = by_policy(network)(case.clock, begin, evaluations, seed)
+        peer = min(method(case.clock, begin, evaluations, seed) for method in ANNEALING.values())
+        lines.append(
+            f"| {case.family} | {case.clock.topology.num_devices} | {found / step:.3f} | {found / peer:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def _policies(paths: Sequence[str]) -> dict[str, Method]:
+    networks = {Path(path).stem if path else "policy": load_policy(path or None) for path in paths or [""]}
+    first = next(iter(networks.values()))
+    return {
+        **{f"search, {name}": by_policy(network) for name, network in networks.items()},
+        "same search, uniform moves": by_policy(first, uniform()),
+        "same search, untrained weights": by_policy(untrained(first)),
+    }
+
+
+def _ablations(path: str) -> dict[str, Method]:
+    network = load_policy(path or None)
+    return {
+        "search, policy": by_policy(network),
+        "untrained weights": by_policy(untrained(network)),
+        "bounds alone, no network": by_policy(with_weights(BoundsAlone, network)),
+        "without messages (not retrained)": by_policy(with_weights(WithoutMessages, network)),
+        "without measured history (not retrained)": by_policy(with_weights(WithoutHistory, network)),
+        "uniform moves": by_policy(network, uniform()),
+    }
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(prog="python -m segue.experiments.bench_policy", description=__doc__)
+    parser.add_argument("table", choices=("equal", "zero-shot", "hardware", "ablation"))
+    parser.add_argument("--policy", nargs="*", default=[], help="weights (.safetensors); by default the shipped ones")
+    parser.add_argument("--seed", type=int, default=0, help="of the cases and of every method")
+    parser.add_argument("--cases", type=int, default=20)
+    parser.add_argument("--evaluations", type=int, nargs="*", default=[100, 1000, 10_000])
+    parser.add_argument("--graphs", default="graphs", help="folder for captured graphs")
+    parser.add_argument("--profiles", default="", help="folder of published GPU profiles, two of which are held out")
+    parser.add_argument("--png", default="", help="with equal: a picture")
+    parser.add_argument("--quick", action="store_true", help="5 cases, no more than 1000 evaluations")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.quick:
+        options.cases, options.evaluations = 5, [budget for budget in options.evaluations if budget <= 1000]
+    pool = load_pool(options.graphs, options.profiles)
+    policy = options.policy[0] if options.policy else None
+    if options.table == "hardware":
+        cases = hardware_cases(pool.held_out["inception"][0], options.seed)
+        print(hardware(cases[:5] if options.quick else cases, policy, options.evaluations[0], options.seed))
+        return
+    cases = held_out_cases(pool.held_out, options.cases, options.seed)
+    if options.table == "zero-shot":
+        print(zero_shot_table(cases, zero_shot(cases, policy, options.seed)))
+        return
+    methods = _policies(options.policy) if options.table == "equal" else _ablations(policy or "")
+    results = equal_evaluations(cases, methods, options.evaluations, options.seed)
+    print(equal_table(results))
+    if options.png:
+        plot_equal(results, list(methods), options.png)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Methods that policies are held against: annealing in several strengths, the same search without what was learned."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..agent.network import Encoding, PlacementNetwork, Scores
+from ..agent.propose import propose
+from ..agent.search import SearchSettings
+from ..env.observation import ESTIMATE
+from ..placement.clock import SimulatedClock
+from ..placement.coarsen import coarsen
+from ..placement.placement import Placement
+from ..placement.planners import expand, plan
+from ..placement.planners.unit_annealing import anneal_units
+
+GROUPS = 64
+Method = Callable[[SimulatedClock, Placement, int, int], float]
+"""Of a clock, a start, evaluations and a seed: the best step time that fits memory, else infinite."""
+
+
+class BoundsAlone(PlacementNetwork):
+    """No network: a move is as good as its estimate from the pipeline's bounds says."""
+
+    def score(self, encoding: Encoding, units: Tensor, moves: Tensor) -> Scores:
+        """Logits that fall with the estimated step time."""
+        scores = super().score(encoding, units, moves)
+        return scores._replace(logits=-50.0 * moves[..., ESTIMATE], stop=torch.zeros_like(scores.stop))
+
+
+class WithoutMessages(PlacementNetwork):
+    """The network with every group and device on its own."""
+
+    def encode(self, obs: dict[str, Tensor]) -> Encoding:
+        """As `PlacementNetwork.encode` for a state without edges and placement."""
+        return super().encode(obs | {"edge_mask": 0 * obs["edge_mask"], "placement": 0 * obs["placement"]})
+
+
+class WithoutHistory(PlacementNetwork):
+    """The network without what was measured: nothing of earlier step times, of waiting or of sending."""
+
+    def encode(self, obs: dict[str, Tensor]) -> Encoding:
+        """As `PlacementNetwork.encode` with measured features at zero."""
+        step, devices = obs["step"].clone(), obs["devices"].clone()
+        step[..., :3] = 0.0
+        devices[..., 3:6] = 0.0
+        devices[..., 8] = 0.0
+        return super().encode(obs | {"step": step, "devices": devices})
+
+
+def with_weights(kind: type[PlacementNetwork], network: PlacementNetwork) -> PlacementNetwork:
+    """A network of another kind with the same weights."""
+    other = kind(network.hidden, network.rounds).eval().requires_grad_(False)
+    other.load_state_dict(network.state_dict())
+    return other
+
+
+def untrained(network: PlacementNetwork) -> PlacementNetwork:
+    """A network of the same size with fresh weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return PlacementNetwork(network.hidden, network.rounds).eval().requires_grad_(False)
+
+
+def by_policy(network: PlacementNetwork, settings: SearchSettings | None = None) -> Method:
+    """The search with a policy."""
+
+    def method(clock: SimulatedClock, start: Placement, evaluations: int, seed: int) -> float:
+        found = propose(
+            clock, start, policy=network, evaluations=evaluations, seed=seed, max_groups=GROUPS, settings=settings
+        )
+        return found.predicted_step_time_s if found.feasible else np.inf
+
+    return method
+
+
+def uniform() -> SearchSettings:
+    """The same search with moves drawn uniformly."""
+    return replace(SearchSettings(), rollouts=0, rollout_share=0.0, uniform=1.0)
+
+
+def by_annealing(hot: float, *, singles: bool = False, runs: float = 0.0) -> Method:
+    """Simulated annealing from the start."""
+
+    def method(clock: SimulatedClock, start: Placement, evaluations: int, seed: int) -> float:
+        groups = coarsen(clock.graph, GROUPS)
+        found = anneal_units(
+            clock, groups, start.devices, evaluations=evaluations, seed=seed, hot=hot, singles=singles, runs=runs
+        )
+        return found.step_time_s if found.overflow_bytes == 0 else np.inf
+
+    return method
+
+
+ANNEALING: dict[str, Method] = {
+    **{f"annealing of single groups, {hot:g}": by_annealing(hot, singles=True) for hot in (0.05, 0.01)},
+    **{f"annealing of units, {hot:g}": by_annealing(hot) for hot in (0.05, 0.02, 0.005)},
+}
+"""The number is the relative change of the step time that is the hottest temperature."""
+
+
+def manual_starts(clock: SimulatedClock) -> dict[str, tuple[float, np.ndarray]]:
+    """Step time and map of every manual configuration; infinite where it does not fit memory."""
+    plans = [plan(name, clock) for name in expand(("manual",), clock.topology)]
+    return {found.planner: (found.value_s if found.feasible else np.inf, found.devices) for found in plans}

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from segue.env import ScenarioSampler
+from segue.placement.coarsen import coarsen
+from segue.placement.planners.lookahead import price_moves
+from segue.placement.planners.unit_annealing import anneal_units
+
+
+def scenario(seed):
+    drawn = ScenarioSampler(4, 40)(np.random.default_rng(seed))
+    return drawn.clock, coarsen(drawn.clock.graph, 24), drawn.start.devices
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_is_no_worse_than_the_start_and_priced_rightly(seed):
+    clock, groups, start = scenario(seed)
+    found = anneal_units(clock, groups, start, evaluations=200, seed=seed)
+    assert found.evaluations <= 200
+    assert clock.evaluate(found.devices) == (found.step_time_s, found.overflow_bytes)
+    if clock.evaluate(start)[1] == 0:
+        assert found.overflow_bytes == 0
+        assert found.step_time_s <= clock.step_time(start)
+
+
+def test_the_same_seed_gives_the_same_answer():
+    clock, groups, start = scenario(1)
+    one, two, other = (anneal_units(clock, groups, start, evaluations=300, seed=seed) for seed in (5, 5, 6))
+    assert np.array_equal(one.devices, two.devices)
+    assert not np.array_equal(one.trail, other.trail) or not np.array_equal(one.devices, other.devices)
+
+
+def test_more_evaluations_find_more():
+    gains = []
+    for seed in range(8):
+        clock, groups, start = scenario(seed)
+        few, many = (anneal_units(clock, groups, start, evaluations=n, seed=0).step_time_s for n in (20, 2000))
+        gains.append(np.log(few / many))
+    assert np.mean(gains) > 0.05
+
+
+def test_the_trail_begins_at_the_start():
+    clock, groups, start = scenario(2)
+    found = anneal_units(clock, groups, start, evaluations=100, snapshots=(1, 50, 90))
+    assert found.trail.shape == (3, clock.graph.num_ops)
+    assert np.array_equal(found.trail[0], start)
+
+
+def test_lookahead_prices_every_move():
+    clock, groups, start = scenario(3)
+    rng = np.random.default_rng(0)
+    member = np.zeros((12, groups.num_groups), bool)
+    for row in member:
+        row[groups.units[rng.integers(len(groups.units))]] = True
+    targets = rng.integers(0, clock.topology.num_devices, 12)
+    seconds, overflow = price_moves(clock, groups.group_of, start, member, targets)
+    for move in range(12):
+        devices = np.where(member[move][groups.group_of], targets[move], start)
+        assert clock.evaluate(devices) == (seconds[move], overflow[move])
