@@ -59,7 +59,7 @@ def imitate_chunk(
     """
     rng = np.random.default_rng((seed, index))
     samples = list(_samples(network, sampler, settings, rng, own=index > 0))
-    rate = settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * index / settings.chunks)))
+    rate = settings.learning_rate * float(0.02 + 0.49 * (1 + np.cos(np.pi * index / settings.chunks)))
     for group in optimizer.param_groups:
         group["lr"] = rate
     network.train()

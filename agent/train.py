@@ -178,9 +178,7 @@ class _Run:
         with tqdm(total=imitation.chunks, initial=len(self.losses), disable=not progress, unit="chunk") as bar:
             while len(self.losses) < imitation.chunks:
                 index = len(self.losses)
-                self.losses.append(
-                    imitate_chunk(self.network, self.optimizer, lessons, imitation, self.seed, index)
-                )
+                self.losses.append(imitate_chunk(self.network, self.optimizer, lessons, imitation, self.seed, index))
                 self._write_event("imitation/choice", self.losses[-1]["choice"], index)
                 self.checkpoint()
                 bar.update()

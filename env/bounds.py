@@ -4,7 +4,7 @@ They say what a step takes at least if nothing waits without need, cost about a 
 knows of a move before the clock is asked.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -87,8 +87,8 @@ def _topological(edges: Ints, count: int) -> Ints:
 
 def bounds_now(pipeline: Pipeline, home: Ints) -> tuple[Bounds, Floats]:
     """Bounds of a step with each group on its device, and the longest chain through each group, `float64[n]`."""
-    path, load, link = _bounds(pipeline, home, *_scratch(pipeline))
-    return _with_estimate(pipeline, path, load, link), _through(pipeline, home)
+    now = _bounds(pipeline, home, *_scratch(pipeline))
+    return _with_estimate(pipeline, *(np.asarray(seconds) for seconds in now)), _through(pipeline, home)
 
 
 def bounds_after(pipeline: Pipeline, home: Ints, member: Bools) -> Bounds:
@@ -109,9 +109,7 @@ def _scratch(pipeline: Pipeline) -> tuple[Floats, Floats, Floats]:
 
 
 @njit(cache=True)
-def _bounds(
-    pipeline: Pipeline, home: Ints, done: Floats, loads: Floats, links: Floats
-) -> tuple[float, float, float]:
+def _bounds(pipeline: Pipeline, home: Ints, done: Floats, loads: Floats, links: Floats) -> tuple[Any, Any, Any]:
     loads[:] = 0.0
     links[:] = 0.0
     share = 1.0 / pipeline.microbatches

@@ -75,7 +75,7 @@ def make_state(problem: Problem, devices: Ints, report: StepReport) -> State:
     edge_s = problem.edge_messages * np.einsum("ed,ed->e", latency[source], there)
     edge_s += problem.edge_bytes * np.einsum("ed,ed->e", pace[source], there)
     load = np.einsum("nd,nd->d", share, problem.compute_s)
-    member = np.concatenate([problem.member, run_ends(home)])
+    member = np.concatenate([problem.member, run_ends(home).astype(float)])
     bounds, through = bounds_now(problem.pipeline, home)
     return State(
         problem, devices, share, home, member, report, load, edge_s, latency, pace, bounds, through

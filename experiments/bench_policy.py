@@ -1,7 +1,6 @@
 """How good a policy is on families that it has never seen: equal evaluations, zero-shot, any hardware, ablations.
 
-`python -m segue.experiments.bench_policy equal` prints the table of the model card; so do `zero-shot`, `hardware` and `ablation`.
-All step times are simulated.
+`python -m segue.experiments.bench_policy TABLE` prints a table of the model card. All step times are simulated.
 """
 
 import argparse
@@ -132,8 +131,12 @@ def zero_shot(cases: Sequence[Case], policy: str | None, seed: int, max_groups: 
         best = min(rollout, best_known(case, [start, case.start.devices], seed))
         rows.append(
             {
-                "rollout": rollout, "manual": step, "best": best, "seconds": seconds, "evaluations": found.evaluations,
-            }  # fmt: skip
+                "rollout": rollout,
+                "manual": step,
+                "best": best,
+                "seconds": seconds,
+                "evaluations": found.evaluations,
+            }
         )
     return rows
 
@@ -149,7 +152,9 @@ def zero_shot_table(cases: Sequence[Case], rows: Sequence[Mapping[str, float]]) 
     to_best = np.array([row["rollout"] / row["best"] for row in rows])
     better = np.mean([row["rollout"] < row["manual"] * (1 - SAME) for row in rows])
     seconds = np.median([row["seconds"] for row in rows])
-    lines.append(f"| median (share better than every manual one) | {np.median(to_best):.3f} | {better:.0%} | | {seconds:.2f} |")
+    lines.append(
+        f"| median (share better than every manual one) | {np.median(to_best):.3f} | {better:.0%} | | {seconds:.2f} |"
+    )
     return "\n".join(lines)
 
 
@@ -162,9 +167,7 @@ def hardware(cases: Sequence[Case], policy: str | None, evaluations: int, seed: 
         begin = replace(case.start, devices=start)
         found = by_policy(network)(case.clock, begin, evaluations, seed)
         peer = min(method(case.clock, begin, evaluations, seed) for method in ANNEALING.values())
-        lines.append(
-            f"| {case.family} | {case.clock.topology.num_devices} | {found / step:.3f} | {found / peer:.3f} |"
-        )
+        lines.append(f"| {case.family} | {case.clock.topology.num_devices} | {found / step:.3f} | {found / peer:.3f} |")
     return "\n".join(lines)
 
 

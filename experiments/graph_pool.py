@@ -64,7 +64,9 @@ def load_pool(folder: str | PathLike, profiles: str | PathLike = "") -> GraphPoo
     """
     kept = Path(folder)
     kept.mkdir(parents=True, exist_ok=True)
-    everything = [(spec, batch) for family in (TRAINING, HELD_OUT) for specs in family.values() for spec, batch in specs]
+    everything = [
+        (spec, batch) for family in (TRAINING, HELD_OUT) for specs in family.values() for spec, batch in specs
+    ]
     graphs = {spec: _graph(kept, spec, batch) for spec, batch in tqdm(everything, unit="model", leave=False)}
     training = {family: [graphs[spec] for spec, _ in specs] for family, specs in TRAINING.items()}
     held_out = {family: [graphs[spec] for spec, _ in specs] for family, specs in HELD_OUT.items()}

@@ -32,7 +32,5 @@ def _price_moves(
     for move in range(targets.shape[0]):
         for op in range(devices.shape[0]):
             moved[op] = targets[move] if member[move, group_of[op]] else devices[op]
-        seconds[move], overflow[move] = price(
-            moved, edges, requires_grad, output_bytes, num_devices, costs, run_ahead
-        )
+        seconds[move], overflow[move] = price(moved, edges, requires_grad, output_bytes, num_devices, costs, run_ahead)
     return seconds, overflow

@@ -1,11 +1,10 @@
 """`anneal_units`: compiled simulated annealing whose moves are units of groups and ends of runs."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from ..clock import SimulatedClock, price
 from ..coarsen import Groups
@@ -89,8 +88,8 @@ class _Moves(NamedTuple):
 @njit(cache=True)
 def _anneal(
     start: Ints, moves: _Moves, edges: Adjacency, requires_grad: Bools, output_bytes: Floats, num_devices: int,
-    costs, run_ahead: int, smallest: float, evaluations: int, hot: float, cold: float, seed: int, snapshots: Ints,
-):  # fmt: skip
+    costs: Any, run_ahead: int, smallest: float, evaluations: int, hot: float, cold: float, seed: int, snapshots: Ints,
+) -> tuple[Ints, float, float, int, Ints]:  # fmt: skip
     np.random.seed(seed)  # noqa: NPY002  (numba's own generator)
     count = moves.op_start.shape[0] - 1
     current, home = start.copy(), start[moves.ops[moves.op_start[:-1]]]
@@ -180,7 +179,7 @@ def _hash(devices: Ints) -> int:
 
 
 @njit(cache=True)
-def _slot(keys: Ints, key: int) -> int:
+def _slot(keys: Ints, key: int) -> Any:
     """Where a key stands in an open hash table, or would."""
     slot = (key * np.int64(-7046029254386353131) >> np.int64(20)) & (keys.shape[0] - 1)
     while keys[slot] != 0 and keys[slot] != key:

@@ -2,7 +2,8 @@ import torch
 
 from segue.agent.network import PlacementNetwork
 from segue.env import EnvConfig, PlacementEnv, ScenarioSampler
-from segue.env.observation import move_features
+
+WIDE = EnvConfig(max_groups=120, max_edges=300)
 
 
 def network(seed=0):
@@ -10,45 +11,51 @@ def network(seed=0):
     return PlacementNetwork().eval()
 
 
-def observation(seed, config=None):
-    env = PlacementEnv(sampler=ScenarioSampler(5, 30), config=config or EnvConfig(max_groups=120, max_edges=300))
+def observation(seed, config=WIDE):
+    env = PlacementEnv(sampler=ScenarioSampler(5, 30), config=config)
     obs, _ = env.reset(seed=seed)
     return env, {key: torch.from_numpy(value)[None] for key, value in obs.items()}
 
 
-def test_relabelling_devices_permutes_the_logits():
+def grid(logits, config):
+    return logits[0, 1:].view(config.max_units, config.max_devices)
+
+
+def test_relabelling_devices_permutes_the_scores():
     order = torch.tensor([3, 0, 4, 1, 2, 5, 6, 7])
     for seed in range(5):
         _, obs = observation(seed)
         logits, value = network()(obs)
         other = dict(obs)
-        for key in ("devices", "device_mask", "moves"):
+        for key in ("devices", "device_mask"):
             other[key] = obs[key][:, order]
+        other["moves"] = obs["moves"][:, :, order]
         other["placement"] = obs["placement"][:, :, order]
         other["links"] = obs["links"][:, order][:, :, order]
         permuted, same_value = network()(other)
-        torch.testing.assert_close(permuted[:, 1:], logits[:, 1:][:, order], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(grid(permuted, WIDE), grid(logits, WIDE)[:, order], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(permuted[:, 0], logits[:, 0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(same_value, value, atol=1e-5, rtol=1e-4)
 
 
 def test_padding_changes_nothing():
+    wider = EnvConfig(max_groups=150, max_devices=11, max_edges=400)
     for seed in range(3):
         env, obs = observation(seed)
-        _, wide = observation(seed, EnvConfig(max_groups=150, max_devices=11, max_edges=400))
-        count = env.state.problem.num_devices + 1
-        torch.testing.assert_close(network()(obs)[0][:, :count], network()(wide)[0][:, :count], atol=1e-5, rtol=1e-4)
+        _, wide = observation(seed, wider)
+        units, devices = len(env.state.member), env.state.problem.num_devices
+        one, other = grid(network()(obs)[0], WIDE), grid(network()(wide)[0], wider)
+        torch.testing.assert_close(one[:units, :devices], other[:units, :devices], atol=1e-5, rtol=1e-4)
 
 
-def test_scoring_all_units_agrees_with_scoring_one():
-    env, obs = observation(1)
-    problem, net = env.state.problem, network()
-    units = torch.zeros(1, problem.num_units, obs["groups"].shape[1])
-    units[0, :, : problem.num_groups] = torch.from_numpy(problem.member)
-    moves = torch.zeros(1, problem.num_units, *obs["moves"].shape[1:])
-    moves[0, :, : problem.num_devices] = torch.from_numpy(move_features(env.state))
-    logits, _ = net.score(net.encode(obs), units, moves)
-    torch.testing.assert_close(logits[:, 0], net(obs)[0], atol=1e-5, rtol=1e-4)
+def test_scoring_some_moves_agrees_with_scoring_all():
+    _, obs = observation(1)
+    net = network()
+    units, devices = torch.tensor([0, 3, 1, 3]), torch.tensor([1, 0, 0, 1])
+    every = net.score(net.encode(obs), obs["units"], obs["moves"])
+    some = net.score_some(net.encode(obs), obs["units"][:, units], devices[None], obs["moves"][:, units, devices])
+    torch.testing.assert_close(some.logits, every.logits[:, units, devices], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(some.change, every.change[:, units, devices], atol=1e-5, rtol=1e-4)
 
 
 def test_weights_take_less_than_a_megabyte():
@@ -58,7 +65,7 @@ def test_weights_take_less_than_a_megabyte():
 def test_every_weight_is_trained():
     _, obs = observation(2)
     net = PlacementNetwork()
-    logits, value = net(obs)
-    (logits.square().sum() + value.square().sum()).backward()
+    scores = net.score(net.encode(obs), obs["units"], obs["moves"])
+    sum(part.square().sum() for part in scores).backward()
     silent = [name for name, p in net.named_parameters() if p.grad is None or not bool(torch.isfinite(p.grad).all())]
     assert silent == []

@@ -1,13 +1,17 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import segue.agent.train as module
+from segue.agent.imitation import ImitationSettings, imitate_chunk
+from segue.agent.network import PlacementNetwork
 from segue.agent.pretrained import same_weights
-from segue.agent.train import PRESETS, TrainingPreset, train
-from segue.env import EnvConfig, PlacementEnv, Scenario
+from segue.agent.teacher import TeacherSettings
+from segue.agent.train import NO_IMITATION, PRESETS, TrainingPreset, train
+from segue.env import EnvConfig, PlacementEnv, Scenario, ScenarioSampler
 from segue.placement.clock import SimulatedClock
 from segue.placement.costs import make_costs
 from segue.placement.errors import SegueError
@@ -15,9 +19,12 @@ from segue.placement.graph import make_graph
 from segue.placement.placement import Placement
 from segue.placement.topology import Device, Topology, uniform_links
 
+TEACHER = TeacherSettings(evaluations=60, snapshots=(1, 20), perturbations=(1,), wanderings=(1,), moves=24)
+IMITATION = ImitationSettings(2, 2, 1, 16, max_groups=(12,), own_states=1, teacher=TEACHER)
 SHORT = TrainingPreset(
-    timesteps=384, envs=2, rollout=64, chunk=1, batch_size=64, epochs=2, hidden=16, env=EnvConfig(16, 4)
-)
+    imitation=IMITATION, teacher_devices=3, teacher_ops=20, timesteps=384, envs=2, rollout=64, chunk=1, batch_size=64,
+    epochs=2, hidden=16, rounds=2, env=EnvConfig(12, 3),
+)  # fmt: skip
 
 
 def tiny_clock():
@@ -49,8 +56,9 @@ def act(network, env):
 def test_ppo_finds_the_optimum_of_a_tiny_instance():
     clock, start = tiny_clock(), Placement(np.zeros(4, np.int64), 8)
     times = sorted(clock.step_time(np.array(devices)) for devices in itertools.product(range(2), repeat=4))
-    config = EnvConfig(max_groups=4, max_devices=2, max_edges=4)
+    config = EnvConfig(max_groups=4, max_devices=2, max_edges=4, horizon=4)
     settings = TrainingPreset(
+        imitation=NO_IMITATION,
         timesteps=4_096,
         envs=8,
         rollout=32,
@@ -60,6 +68,7 @@ def test_ppo_finds_the_optimum_of_a_tiny_instance():
         gamma=1.0,
         learning_rate=2e-3,
         entropy=0.1,
+        clip=0.2,
         hidden=24,
         rounds=1,
         env=config,
@@ -67,7 +76,18 @@ def test_ppo_finds_the_optimum_of_a_tiny_instance():
     network = train(settings, seed=0, sampler=lambda rng: Scenario(clock, start), progress=False).network
     info = act(network, PlacementEnv(clock, start, config=config))
     assert clock.step_time(start.devices) > 1.5 * times[0]
-    assert info["step_time_s"] == pytest.approx(times[0])
+    assert info["best_step_time_s"] == pytest.approx(times[0], rel=0.02)
+
+
+@pytest.mark.slow
+def test_imitation_learns_what_moves_are_worth():
+    settings = replace(IMITATION, chunks=6, scenarios=12, epochs=4, learning_rate=3e-3)
+    network = PlacementNetwork(24, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    sampler = ScenarioSampler(3, 20)
+    losses = [imitate_chunk(network, optimizer, sampler, settings, 0, index) for index in range(6)]
+    assert losses[-1]["choice"] < 0.8 * losses[0]["choice"]
+    assert losses[-1]["change"] < losses[0]["change"]
 
 
 def test_one_seed_gives_one_policy():
@@ -76,7 +96,8 @@ def test_one_seed_gives_one_policy():
     assert not same_weights(one, three)
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
+@pytest.mark.parametrize("part", ["imitate_chunk", "_chunk"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, part):
     class Interrupted(Exception):
         pass
 
@@ -84,19 +105,20 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     calls = itertools.count()
 
     def once(*args):
-        if next(calls) == 2:
+        if next(calls) == 1:
             raise Interrupted
         return chunk(*args)
 
-    chunk = module._chunk
+    chunk = getattr(module, part)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_chunk", once)
+        patch.setattr(module, part, once)
         with pytest.raises(Interrupted):
             train(SHORT, 1, log_dir=tmp_path, progress=False)
     resumed = train(SHORT, 1, log_dir=tmp_path, resume=True, progress=False)
     assert resumed.timesteps == whole.timesteps == SHORT.timesteps
     assert same_weights(resumed.network, whole.network)
     assert resumed.rewards == pytest.approx(whole.rewards, nan_ok=True)
+    assert resumed.losses == whole.losses
     with pytest.raises(SegueError, match="another run"):
         train(SHORT, 2, log_dir=tmp_path, resume=True, progress=False)
 
@@ -114,13 +136,14 @@ def test_training_continues_on_any_clock_from_given_weights():
     result = train(SHORT, 0, 128, clock=Measured(tiny_clock()), start=start, weights=weights, progress=False)
     assert result.timesteps == 128
     assert not same_weights(result.network, weights)
+    assert result.losses == ()
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(SegueError, match="no preset 'fast'; known: default"):
+    with pytest.raises(SegueError, match="no preset 'fast'; known: release"):
         train("fast")
     with pytest.raises(SegueError, match="timesteps must be >= 1"):
         train("tiny", timesteps=0)
     with pytest.raises(SegueError, match="need log_dir"):
         train("tiny", resume=True)
-    assert set(PRESETS) >= {"default", "quick", "finetune"}
+    assert set(PRESETS) >= {"release", "quick", "finetune"}
