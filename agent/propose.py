@@ -20,6 +20,9 @@ from .threads import one_thread
 
 Ints = NDArray[np.int64]
 
+# Moves that the policy scores in a proposal at most: of a topology of hundreds of devices a state has 100,000.
+MOST_SCORES = 10_000_000
+
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
@@ -114,7 +117,8 @@ def _run(search: Search, network: PlacementNetwork, starts: list[Visit], seed: i
         sampled = rng if row >= len(starts) else None
         rollout(search, network, starts[row % len(starts)], settings.patience, floor, sampled)
     assert search.best is not None
-    unguided = max(0, search.left - settings.guided)
+    moves = 2 * search.problem.num_units * search.problem.num_devices
+    unguided = max(0, search.left - min(settings.guided, MOST_SCORES // moves))
     for cycle in range(settings.cycles):
         left = search.left - unguided
         floor = unguided + left * (settings.cycles - cycle - 1) // (settings.cycles - cycle)

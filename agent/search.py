@@ -35,9 +35,9 @@ class SearchSettings:
         pairs: share of tries that change two units at once.
     """
 
-    rollouts: int = 1
+    rollouts: int = 0
     rollout_share: float = 0.3
-    patience: int = 6
+    patience: int = 32
     guided: int = 1500
     cycles: int = 2
     hot: float = 0.02
@@ -47,7 +47,7 @@ class SearchSettings:
     pairs: float = 0.05
 
 
-ZERO_SHOT = SearchSettings(rollout_share=1.0, cycles=0, guided=0)
+ZERO_SHOT = SearchSettings(rollouts=1, rollout_share=1.0, cycles=0, guided=0)
 """One greedy rollout and nothing else."""
 
 

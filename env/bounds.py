@@ -111,7 +111,6 @@ def _scratch(pipeline: Pipeline) -> tuple[Floats, Floats, Floats]:
 @njit(cache=True)
 def _bounds(pipeline: Pipeline, home: Ints, done: Floats, loads: Floats, links: Floats) -> tuple[Any, Any, Any]:
     loads[:] = 0.0
-    links[:] = 0.0
     share = 1.0 / pipeline.microbatches
     path = link = 0.0
     for group in pipeline.order:
@@ -132,6 +131,11 @@ def _bounds(pipeline: Pipeline, home: Ints, done: Floats, loads: Floats, links: 
         loads[here] += pipeline.step_s[group, here]
         done[group] = ready + pipeline.step_s[group, here] * share
         path = max(path, done[group])
+    # Of many devices few pairs are in use: these alone are set back.
+    for group in pipeline.order:
+        for edge in range(pipeline.in_start[group], pipeline.in_start[group + 1]):
+            here, there = home[group], home[pipeline.source[edge]]
+            links[min(here, there), max(here, there)] = 0.0
     return path, loads.max(), link
 
 

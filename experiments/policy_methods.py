@@ -79,7 +79,7 @@ def by_policy(network: PlacementNetwork, settings: SearchSettings | None = None)
 
 def uniform() -> SearchSettings:
     """The same search with moves drawn uniformly."""
-    return replace(SearchSettings(), rollouts=0, rollout_share=0.0, uniform=1.0)
+    return replace(SearchSettings(), rollouts=0, uniform=1.0)
 
 
 def by_annealing(hot: float, *, singles: bool = False, runs: float = 0.0) -> Method:
