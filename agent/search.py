@@ -40,10 +40,10 @@ class SearchSettings:
     patience: int = 32
     guided: int = 1500
     cycles: int = 2
-    hot: float = 0.02
+    hot: float = 0.01
     cold: float = 0.001
-    uniform: float = 0.1
-    sharpness: float = 1.0
+    uniform: float = 0.03
+    sharpness: float = 3.0
     pairs: float = 0.05
 
 
