@@ -48,14 +48,17 @@ def _next(
     progress: float,
     rng: np.random.Generator | None,
 ) -> Visit | None:
-    """The visit after the best move to a placement that is new; None if the policy would rather stop."""
-    scores = search.scores(network, visit, change, progress)
+    """The visit after the best move to a placement that is new; None if stopping is likelier than all moves together."""
+    stop, *moves = search.scores(network, visit, change, progress)
+    scores = np.array(moves)
+    if stop >= np.logaddexp.reduce(scores):
+        return None
     if rng is not None:
         scores = scores + rng.gumbel(size=len(scores))
     for choice in np.argsort(-scores, kind="stable"):
-        if choice == 0 or scores[choice] == -np.inf:
+        if scores[choice] == -np.inf:
             return None
-        devices = search.moved(visit, int(choice) - 1)
+        devices = search.moved(visit, int(choice))
         if not search.is_known(devices):
             return search.visit(devices, "policy")
     return None
