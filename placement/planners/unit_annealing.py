@@ -169,7 +169,7 @@ def _energy(seconds: float, overflow: float, smallest: float) -> float:
 
 
 @njit(cache=True)
-def _hash(devices: Ints) -> int:
+def _hash(devices: Ints) -> Any:
     """A number other than 0 for every map, FNV-1a with a last mix."""
     key = np.int64(-3750763034362895579)
     for device in devices:
