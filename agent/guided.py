@@ -17,7 +17,7 @@ def guided_annealing(
     rng = np.random.default_rng(seed)
     total, idle = max(1, search.left - floor), 0
     current, weights = visit, _weights(search, network, visit, settings)
-    while search.left > floor and weights.any() and idle < 10 * total:
+    while search.left > floor and weights.any() and idle < 2 * total:
         before = search.left
         temperature = settings.cold * (settings.hot / settings.cold) ** ((search.left - floor) / total)
         move = int(rng.choice(len(weights), p=weights / weights.sum()))
@@ -49,7 +49,13 @@ def _and_another(
 
 
 def _weights(search: Search, network: PlacementNetwork, visit: Visit, settings: SearchSettings) -> Floats:
-    """Chances of all moves `unit * devices + device`; all zero if none is allowed."""
+    """Chances of all moves `unit * devices + device`, scored once a visit; all zero if none is allowed."""
+    if id(visit) not in search.chances:
+        search.chances[id(visit)] = _chances(search, network, visit, settings)
+    return search.chances[id(visit)].copy()
+
+
+def _chances(search: Search, network: PlacementNetwork, visit: Visit, settings: SearchSettings) -> Floats:
     if settings.uniform == 1.0:
         scores = np.where(search.allowed(visit), 0.0, -np.inf)
     else:

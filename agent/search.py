@@ -105,6 +105,7 @@ class Search:
         self._smallest = float(self.clock.topology.memory_bytes.min())
         self._visits: dict[bytes, Visit] = {}
         self._states: dict[int, State] = {}
+        self.chances: dict[int, Floats] = {}
 
     def visit(self, devices: Ints, source: str) -> Visit | None:
         """Ask the clock, or remember; None if the evaluations are used up."""
