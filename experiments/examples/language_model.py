@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from segue.agent.pilot import Pilot
 from segue.placement.executor import Executor, MoveReport, join, probe, topology_of_run
 
-LENGTH, BATCH_SIZE, MICROBATCHES = 32, 8, 2
+LENGTH, BATCH_SIZE, MICROBATCHES = 32, 16, 4
 
 
 def pieces(text: bytes, steps: int, seed: int) -> Iterator[dict[str, torch.Tensor]]:

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 FOLDER = Path(__file__).parents[2] / "experiments" / "examples"
-STEPS = 80
+STEPS = 50
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -33,11 +33,14 @@ def held_out(output: str) -> float:
     return float(loss)
 
 
-@pytest.mark.parametrize("name", ["image_classifier", "language_model", "unet"])
-def test_an_example_trains_and_moves_as_plain_pytorch_trains(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "topology"),
+    [("image_classifier", "emulated-2"), ("language_model", "emulated-4-equal"), ("unet", "emulated-2")],
+)
+def test_an_example_trains_and_moves_as_plain_pytorch_trains(name: str, topology: str) -> None:
     script = str(FOLDER / f"{name}.py")
     options = ["--steps", str(STEPS), "--seed", "1"]
-    spread = run("-m", "segue.experiments", "launch", "--topology", "emulated-2", script, *options)
+    spread = run("-m", "segue.experiments", "launch", "--topology", topology, script, *options)
     plain = run(script, "--plain", *options)
     moved = re.search(r"^moved (\d+) ops \((\S+) MiB\)", spread, re.MULTILINE)
     assert moved
