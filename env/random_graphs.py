@@ -79,17 +79,7 @@ def _branches(rng: Rng, num_ops: int) -> tuple[Edges, list[str]]:
     last, block = 0, 0
     deepest = int(rng.integers(2, 5)) if rng.random() < 0.7 else num_ops // 3
     while len(modules) < num_ops - 2:
-        ends = []
-        for branch in range(int(rng.integers(2, 6))):
-            previous = last
-            for _ in range(int(rng.integers(1, deepest + 1))):
-                edges.append((previous, len(modules)))
-                previous = len(modules)
-                modules.append(f"blocks.{block}.branch{branch}")
-            ends.append(previous)
-        edges += [(end, len(modules)) for end in ends]
-        last = len(modules)
-        modules.append(f"blocks.{block}")
+        last = _add_block(rng, edges, modules, last, block, (2, 5), (1, deepest))
         block += 1
         for _ in range(int(rng.integers(0, 3))):
             edges.append((last, len(modules)))
@@ -126,19 +116,26 @@ def wide_branches(rng: Rng, num_ops: int) -> tuple[Edges, list[str]]:
     modules = ["stem"]
     last = block = 0
     while len(modules) < num_ops:
-        ends = []
-        for branch in range(int(rng.integers(6, 11))):
-            previous = last
-            for _ in range(int(rng.integers(3, 9))):
-                edges.append((previous, len(modules)))
-                previous = len(modules)
-                modules.append(f"blocks.{block}.branch{branch}")
-            ends.append(previous)
-        edges += [(end, len(modules)) for end in ends]
-        last = len(modules)
-        modules.append(f"blocks.{block}")
+        last = _add_block(rng, edges, modules, last, block, (6, 10), (3, 8))
         block += 1
     return edges, modules
+
+
+def _add_block(
+    rng: Rng, edges: Edges, modules: list[str], last: int, block: int, branches: tuple[int, int], depth: tuple[int, int]
+) -> int:
+    """Add parallel chains from op `last` to one op, which is returned; their number and lengths lie within bounds."""
+    ends = []
+    for branch in range(int(rng.integers(branches[0], branches[1] + 1))):
+        previous = last
+        for _ in range(int(rng.integers(depth[0], depth[1] + 1))):
+            edges.append((previous, len(modules)))
+            previous = len(modules)
+            modules.append(f"blocks.{block}.branch{branch}")
+        ends.append(previous)
+    edges += [(end, len(modules)) for end in ends]
+    modules.append(f"blocks.{block}")
+    return len(modules) - 1
 
 
 def variant(rng: Rng, graph: Graph) -> Graph:

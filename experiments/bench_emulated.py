@@ -143,9 +143,7 @@ def _agent(clock: SimulatedClock, job: MeasureJob) -> Ints:
 
 def _work(job: MeasureJob, topology: Topology, placements: dict[str, Ints], profile: Profile) -> dict[str, Turns]:
     """A worker's part: every placement has its turn, as often as the job says."""
-    example = build_example(
-        job.model, job.batch_size, seed=job.seed, image_size=job.image_size, sequence_length=job.sequence_length
-    )
+    example = job.example()
     executor = Executor(
         example.step.model,
         optimizer=torch.optim.AdamW(example.step.model.parameters()),

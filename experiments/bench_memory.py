@@ -20,7 +20,6 @@ from ..placement.placement import Placement
 from ..placement.planners import plan
 from ..placement.topology import Device, Topology, uniform_links
 from .measure import MeasureJob
-from .zoo.example import build_example
 
 HEADERS = ("model", "placement", "device", "state (MiB)", "predicted", "allocated", "allocated/predicted", "workspace")
 HOLDER_HEADERS = ("model", "placement", "device", "allocated by (MiB at the peak)")
@@ -102,9 +101,7 @@ def _mib(num_bytes: float) -> str:
 
 def _work(job: MeasureJob, topology: Topology, planners: list[str]) -> list[Peak]:
     """A worker's part: its own peak under every placement."""
-    example = build_example(
-        job.model, job.batch_size, seed=job.seed, image_size=job.image_size, sequence_length=job.sequence_length
-    )
+    example = job.example()
     executor = Executor(
         example.step.model,
         optimizer=torch.optim.AdamW(example.step.model.parameters()),

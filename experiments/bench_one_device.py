@@ -13,7 +13,7 @@ from ..placement.executor import Executor, launch
 from ..placement.topology import Device, Topology
 from .measure import MeasureJob
 from .turns import Floats, median_ratio, take_turns
-from .zoo.example import Example, build_example
+from .zoo.example import Example
 
 HEADERS = (
     "model",
@@ -55,7 +55,7 @@ def one_device_row(job: MeasureJob) -> tuple[Any, ...]:
 
 def _work(job: MeasureJob, topology: Topology) -> tuple[dict[str, Floats], dict[str, list[float]]]:
     """Both in one worker; returns the times of every round, and the losses of every step."""
-    ours, plain = (_example(job) for _ in range(2))
+    ours, plain = (job.example() for _ in range(2))
     executor = Executor(
         ours.step.model,
         optimizer=_optimizer(ours),
@@ -71,12 +71,6 @@ def _work(job: MeasureJob, topology: Topology) -> tuple[dict[str, Floats], dict[
         "executor": lambda: losses["executor"].append(executor.step(ours.batch)),
     }
     return take_turns(ways, job.rounds), losses
-
-
-def _example(job: MeasureJob) -> Example:
-    return build_example(
-        job.model, job.batch_size, seed=job.seed, image_size=job.image_size, sequence_length=job.sequence_length
-    )
 
 
 def _optimizer(example: Example) -> torch.optim.Optimizer:

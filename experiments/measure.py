@@ -19,7 +19,7 @@ from ..placement.executor import Executor, WorkerFailed, launch, probe
 from ..placement.executor.calibrate import calibrate
 from ..placement.placement import Placement
 from ..placement.topology import Topology
-from .zoo.example import build_example
+from .zoo.example import Example, build_example
 
 Ints = NDArray[np.int64]
 OUT_OF_MEMORY = "OutOfMemory"
@@ -79,6 +79,16 @@ class MeasureJob:
     rounds: int = 2
     steps: int = 3
     warm: int = 1
+
+    def example(self) -> Example:
+        """The model with a batch of its data."""
+        return build_example(
+            self.model,
+            self.batch_size,
+            seed=self.seed,
+            image_size=self.image_size,
+            sequence_length=self.sequence_length,
+        )
 
 
 def measure_placements(
@@ -147,9 +157,7 @@ def _measure(
 ) -> list[Measured]:
     """A worker's part: turns of all placements, as often as the job says."""
     torch.manual_seed(job.seed)
-    example = build_example(
-        job.model, job.batch_size, seed=job.seed, image_size=job.image_size, sequence_length=job.sequence_length
-    )
+    example = job.example()
     model = example.step.model.train()
     executor = Executor(
         model,

@@ -23,6 +23,7 @@ from ..placement.files import write_json
 from ..placement.topology import Topology
 from .data import load_data
 from .job import Outcome, make_model, make_optimizer, run_batches, train
+from .launch_command import say
 from .plain import plain_losses
 from .record import Event, RunRecord
 from .report import write_report
@@ -87,7 +88,7 @@ def _train(config: RunConfig, resume: bool, retry_s: float | None, poll: Callabl
 
     if retry_s is None:
         return start(config.devices(), lambda: False)
-    return run_elastic(start, config.devices(), lambda line: print(f"segue: {line}", file=sys.stderr), retry_s)
+    return run_elastic(start, config.devices(), say, retry_s)
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from torch import nn
 from segue.agent.pilot import Pilot
 from segue.experiments.data import batches, load_data
 from segue.experiments.models import build_model
-from segue.placement.executor import Executor, MoveReport, join, probe, topology_of_run
+from segue.placement.executor import Executor, join, probe, topology_of_run
 from segue.placement.executor.checkpoint import load_checkpoint, save_checkpoint
 
 IMAGE_SIZE, BATCH_SIZE, MICROBATCHES = 16, 32, 4
@@ -68,26 +68,23 @@ def main() -> None:
             scheduler.load_state_dict(saved.extra)
         # What is better than everything on the first device; later the agent goes by what it measures.
         pilot = Pilot(executor, options.steps)
-        tell(pilot.place(), shown)
+        moved = pilot.place()
+        if shown and moved:
+            print(moved)
 
     for step, batch in enumerate(loader[first:], first):
         loss = training.step(batch)
         scheduler.step()
         if shown:
             print(f"step {step}: loss {loss}")
-        if pilot:
-            tell(pilot.after_step(), shown)
+        moved = pilot.after_step() if pilot else None
+        if shown and moved:
+            print(moved)
         if executor is not None and options.checkpoints and (step + 1) % SAVE_EVERY == 0:
             save_checkpoint(executor, options.checkpoints, scheduler.state_dict())
     loss = training.eval(held_out)
     if shown:
         print(f"held out: loss {loss}")
-
-
-def tell(moved: MoveReport | None, shown: bool) -> None:
-    """Say what a move did."""
-    if moved and shown:
-        print(f"moved {moved.ops} ops ({moved.bytes / 2**20:.1f} MiB) in {moved.pause_s * 1e3:.0f} ms")
 
 
 if __name__ == "__main__":

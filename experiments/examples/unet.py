@@ -14,7 +14,7 @@ from torch import nn
 
 from segue.agent.pilot import Pilot
 from segue.experiments.zoo.unet import UNet
-from segue.placement.executor import Executor, MoveReport, join, probe, topology_of_run
+from segue.placement.executor import Executor, join, probe, topology_of_run
 
 IMAGE_SIZE, BATCH_SIZE, MICROBATCHES = 32, 8, 2
 BACKGROUND, DISC, SQUARE = range(3)
@@ -66,24 +66,21 @@ def main() -> None:
         shown = executor.rank == 0
         # What is better than everything on the first device; later the agent goes by what it measures.
         pilot = Pilot(executor, options.steps)
-        tell(pilot.place(), shown)
+        moved = pilot.place()
+        if shown and moved:
+            print(moved)
 
     for step, batch in enumerate(loader):
         loss = training.step(batch)
         scheduler.step()
         if shown:
             print(f"step {step}: loss {loss}")
-        if pilot:
-            tell(pilot.after_step(), shown)
+        moved = pilot.after_step() if pilot else None
+        if shown and moved:
+            print(moved)
     loss = training.eval(next(shapes(1, options.seed + 1)))
     if shown:
         print(f"held out: loss {loss}")
-
-
-def tell(moved: MoveReport | None, shown: bool) -> None:
-    """Say what a move did."""
-    if moved and shown:
-        print(f"moved {moved.ops} ops ({moved.bytes / 2**20:.1f} MiB) in {moved.pause_s * 1e3:.0f} ms")
 
 
 if __name__ == "__main__":

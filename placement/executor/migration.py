@@ -41,6 +41,9 @@ class MoveReport:
     pause_s: float
     link_s: float = 0.0
 
+    def __str__(self) -> str:
+        return f"moved {self.ops} ops ({self.bytes / MIB:.1f} MiB) in {self.pause_s * 1e3:.0f} ms"
+
 
 @dataclass
 class _Cargo:
