@@ -210,7 +210,7 @@ class Controller:
         target: Placement = proposal.placement
         moved = self.placement.moved(target)
         gain = (proposal.start_step_time_s - proposal.predicted_step_time_s) * left
-        cost = self._request.move_cost(target.devices)
+        cost = self._request.pause_of(target.devices)
         relative = 1.0 - proposal.predicted_step_time_s / proposal.start_step_time_s
         facts: dict[str, Any] = {
             "predicted_before_s": proposal.start_step_time_s,

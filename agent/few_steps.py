@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from ..placement.clock import SimulatedClock, StepReport
 from ..placement.errors import SegueError
+from ..placement.move_cost import MoveCost
 from ..placement.placement import Placement
-from ..placement.planners.annealing import anneal
-from ..placement.planners.plan import Evaluator
 from .beliefs import Beliefs
 from .network import PlacementNetwork
 from .propose import propose
@@ -26,9 +25,8 @@ DRAWN_EVERY = 4
 LAST = 4
 # Placements measured before that each proposal starts from, the fastest first.
 KEPT = 3
-# Between these is the temperature at which single ops are annealed, as a share of the step time: another one every time,
-# so that not every plan ends where the last one did.
-TEMPERATURES = (0.003, 0.1)
+CHEAP = 150
+"""Simulated placements of a plan that the cheap plans may take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,74 +49,27 @@ class Probe:
         return float(self.report.overflow_bytes.sum()), self.report.step_time_s
 
 
-class Unmeasured(Evaluator):
-    """Prices placements with the cost of moving, and keeps the best of those that were not measured.
-
-    Args:
-        clock: what prices.
-        evaluations: how many placements may be priced.
-        measured: placements that were.
-        moving_s: seconds of moving to a map that each step has to bear.
-
-    Attributes:
-        found: the best that was not measured.
-    """
-
-    def __init__(
-        self,
-        clock: SimulatedClock,
-        evaluations: int,
-        measured: Sequence[Placement],
-        moving_s: Callable[[Ints], float],
-    ):
-        super().__init__(clock, evaluations)
-        self.found: Ints | None = None
-        self._found = self.best
-        self._measured = {placement.devices.tobytes() for placement in measured}
-        self._moving_s = moving_s
-
-    def __call__(self, devices: Ints) -> tuple[float, float]:
-        """`(overflow_bytes, value_s)` of a map, as `Evaluator` gives it."""
-        devices = np.ascontiguousarray(devices[self._leaders], np.int64)
-        value, overflow = self.clock.evaluate(devices)
-        rank = overflow, value + self._moving_s(devices)
-        self.used += 1
-        if rank < self.best:
-            self.best, self.devices = rank, devices
-        if rank < self._found and devices.tobytes() not in self._measured:
-            self._found, self.found = rank, devices
-        return rank
-
-
 def policy_planner(
-    evaluations: int = 300,
-    polish: int = 3000,
-    moving_s: Callable[[Ints], float] | None = None,
-    policy: PlacementNetwork | None = None,
+    evaluations: int = 3300, move_cost: MoveCost | None = None, policy: PlacementNetwork | None = None
 ) -> Planner:
-    """Plans with `propose`, from the cheap plans and the placements that were measured, and anneals single ops after that.
+    """Plans with `propose`, from the cheap plans and the placements that were measured, what was not measured yet.
 
     Args:
-        evaluations: simulated placements a proposal, half of them at most for the cheap plans.
-        polish: simulated placements for annealing; these are cheap, no network looks at them.
-        moving_s: seconds of moving to a map that each step has to bear; nothing if not given.
+        evaluations: simulated placements a plan, at most `CHEAP` of them for the cheap plans.
+        move_cost: what it costs to move; nothing if not given.
         policy: by default the shipped one.
     """
-    moving_s = moving_s or (lambda devices: 0.0)
 
     def planner(clock: SimulatedClock, measured: Sequence[Placement], seed: int) -> Placement:
-        plans = cheap_plans(clock, seed, evaluations // 2)
+        plans = cheap_plans(clock, seed, min(CHEAP, evaluations // 2))
         starts = {found.planner: found.devices for found in plans}
         starts |= {f"measured {place}": found.devices for place, found in enumerate(measured[1:KEPT], 1)}
         left = max(2, evaluations - sum(found.evaluations for found in plans))
         proposal = propose(
-            clock, measured[0], policy=policy, evaluations=left, seed=seed, starts=starts, migration_cost=moving_s
-        )
-        evaluator = Unmeasured(clock, 1 + polish, measured, moving_s)
-        evaluator(proposal.placement.devices)
-        rng = np.random.default_rng(seed)
-        anneal(evaluator, rng, float(np.exp(rng.uniform(*np.log(TEMPERATURES)))))
-        return Placement(measured[0].devices if evaluator.found is None else evaluator.found, clock.microbatches)
+            clock, measured[0], policy=policy, evaluations=left, seed=seed, starts=starts, move_cost=move_cost,
+            avoid=[found.devices for found in measured],
+        )  # fmt: skip
+        return proposal.placement
 
     return planner
 

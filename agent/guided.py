@@ -1,9 +1,9 @@
-"""Annealing over whole units: with moves that the policy draws, and with uniform ones."""
+"""`guided_annealing`: annealing over whole units with moves that the policy draws."""
 
 import numpy as np
 
 from .network import PlacementNetwork
-from .search import Floats, Ints, Search, SearchSettings, Visit
+from .search import Floats, Search, SearchSettings, Visit
 
 
 def guided_annealing(
@@ -65,36 +65,3 @@ def _chances(search: Search, network: PlacementNetwork, visit: Visit, settings: 
         return np.zeros(len(scores))
     chances = np.exp(scores - scores.max())
     return (1 - settings.uniform) * chances / chances.sum() + settings.uniform * allowed / allowed.sum()
-
-
-def plain_annealing(search: Search, visit: Visit, seed: int, settings: SearchSettings, floor: int) -> None:
-    """Annealing from `visit` with units, ends of runs and devices drawn uniformly, until `floor` evaluations are left."""
-    rng = np.random.default_rng(seed)
-    units = [unit[search.group_of] > 0 for unit in search.problem.member]
-    first_op = search.problem.groups.first_op()
-    total, idle = max(1, search.left - floor), 0
-    current = visit
-    while search.left > floor and idle < 20 * total:
-        before = search.left
-        temperature = settings.cold * (settings.hot / settings.cold) ** ((search.left - floor) / total)
-        kind, device = rng.random(), int(rng.integers(search.problem.num_devices))
-        ops = units[rng.integers(len(units))] if kind < 0.6 else _run_end(search, current, first_op, rng)
-        devices = np.where(ops, device, current.devices)
-        found = search.visit(devices, "search")
-        idle += search.left == before
-        if found is None:
-            return
-        if found is not current and found.energy - current.energy < temperature * rng.exponential():
-            current = found
-
-
-def _run_end(search: Search, visit: Visit, first_op: Ints, rng: np.random.Generator) -> np.ndarray:
-    """Ops of one end of a run, cut at a random group, `bool[ops]`."""
-    home = visit.devices[first_op]
-    group, count = int(rng.integers(len(home))), len(home)
-    other = np.flatnonzero(home != home[group])
-    place = int(np.searchsorted(other, group))
-    low, high = group, (int(other[place]) if place < len(other) else count)
-    if rng.random() < 0.5:
-        low, high = (int(other[place - 1]) + 1 if place else 0), group + 1
-    return (search.group_of >= low) & (search.group_of < high)

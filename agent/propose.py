@@ -1,6 +1,6 @@
 """`propose`: a better placement from the policy, within a number of clock evaluations."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,10 @@ from ..env.config import EnvConfig
 from ..env.problem import make_problem
 from ..placement.clock import SimulatedClock
 from ..placement.errors import SegueError
+from ..placement.move_cost import MoveCost, free_of_charge
 from ..placement.placement import Placement, check_placement, colocate
-from .guided import guided_annealing, plain_annealing
+from .annealing import anneal
+from .guided import guided_annealing
 from .network import PlacementNetwork
 from .pretrained import load_policy
 from .rollout import rollout
@@ -36,7 +38,7 @@ class Proposal:
         source: what found it: `policy` (a rollout), `search`, `start` (nothing better than what runs now), or `start:` with
             the name of another start.
         moved_ops: ops that change device.
-        feasible: whether it fits memory; false only if nothing that was visited does.
+        feasible: whether it fits memory; false only if nothing that was visited does (and was not to be avoided).
     """
 
     placement: Placement
@@ -56,15 +58,15 @@ def propose(
     evaluations: int = 400,
     seed: int = 0,
     starts: Mapping[str, Ints] | Sequence[Ints] = (),
-    migration_cost: Callable[[Ints], float] | None = None,
-    horizon_steps: float = 1.0,
+    move_cost: MoveCost | None = None,
+    avoid: Sequence[Ints] = (),
     max_groups: int = 64,
     settings: SearchSettings | None = None,
 ) -> Proposal:
-    """Look for a faster placement: rollouts of the policy from every start, then annealing with the policy's moves.
+    """Look for a faster placement: annealing with the policy's moves from the best start, then with uniform ones.
 
-    Never worse than the best start that fits memory; of equals, the one that moves fewer bytes. Compared is the step time,
-    or with `migration_cost` the seconds until the horizon: `step time * horizon_steps + migration_cost(devices)`.
+    Never worse than the best start that fits memory; of equals, the one that moves fewer bytes. Compared is the step time
+    together with what moving there costs each step.
 
     Args:
         clock: predicts step times.
@@ -73,8 +75,9 @@ def propose(
         evaluations: distinct placements that the clock may be asked for.
         seed: the same seed gives the same answer.
         starts: other op-to-device maps to begin from, with or without names.
-        migration_cost: seconds that it takes to get from `start` to a map, `devices -> seconds`; 0 for `start` itself.
-        horizon_steps: steps over which moving has to pay.
+        move_cost: what it costs to get to a map, over the steps in which that has to pay; nothing by default.
+        avoid: maps that are not to be proposed, say because they were measured already. If nothing else was visited, the
+            best of them is proposed all the same.
         max_groups: graphs with more ops are coarsened to this many groups.
         settings: how evaluations are spent.
 
@@ -83,8 +86,6 @@ def propose(
     """
     if evaluations < 1:
         raise SegueError(f"propose: evaluations must be >= 1, got {evaluations}")
-    if horizon_steps <= 0:
-        raise SegueError(f"propose: horizon_steps must be > 0, got {horizon_steps}")
     check_placement(start, clock.graph, clock.topology, "propose: start")
     named = _named(starts, clock, start.microbatches)
     settings = settings or SearchSettings()
@@ -92,13 +93,11 @@ def propose(
     config = EnvConfig(max_groups, max(1, clock.topology.num_devices), max_edges=4 * max_groups)
     problem = make_problem(clock, config)
 
-    def cost(devices: Ints, step_time_s: float) -> float:
-        if migration_cost is None:
-            return step_time_s
-        return step_time_s * horizon_steps + migration_cost(devices)
-
     devices = np.array(start.devices, np.int64)
-    search = Search(problem, devices, evaluations, cost, start.microbatches, clock.costs.state_bytes)
+    search = Search(
+        problem, devices, evaluations, start.microbatches, clock.costs.state_bytes,
+        move_cost or free_of_charge(devices), avoid,
+    )  # fmt: skip
     now = search.visit(devices, "start")
     assert now is not None
     visits = [now, *(search.visit(other, f"start:{name}") for name, other in named.items())]
@@ -108,7 +107,7 @@ def propose(
 
 
 def _run(search: Search, network: PlacementNetwork, starts: list[Visit], seed: int, settings: SearchSettings) -> None:
-    """Rollouts from the starts, the best first; annealing with the policy's moves; annealing with uniform moves."""
+    """Rollouts from the starts, the best first; annealing with the policy's moves; annealing with uniform ones."""
     if search.problem.num_devices == 1:
         return
     starts = sorted(starts, key=lambda visit: visit.rank)
@@ -124,7 +123,7 @@ def _run(search: Search, network: PlacementNetwork, starts: list[Visit], seed: i
         floor = unguided + left * (settings.cycles - cycle - 1) // (settings.cycles - cycle)
         guided_annealing(search, network, search.best, seed + cycle, settings, floor)
     if settings.cycles:
-        plain_annealing(search, search.best, seed + settings.cycles, settings, 0)
+        anneal(search, seed + settings.cycles)
 
 
 def _named(starts: Mapping[str, Ints] | Sequence[Ints], clock: SimulatedClock, microbatches: int) -> dict[str, Ints]:
@@ -139,7 +138,7 @@ def _named(starts: Mapping[str, Ints] | Sequence[Ints], clock: SimulatedClock, m
 
 
 def _proposal(search: Search, now: Visit, start: Placement, evaluations: int) -> Proposal:
-    best = search.best
+    best = search.answer or search.best
     assert best is not None
     placement = Placement(best.devices, start.microbatches)
     return Proposal(

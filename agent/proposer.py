@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..placement.clock import SimulatedClock
+from ..placement.move_cost import MoveCost
 from ..placement.placement import Placement
 
 
@@ -39,10 +40,15 @@ class Request:
     seed: int
     policy_path: str = ""
 
-    def move_cost(self, devices: NDArray[np.int64]) -> float:
+    @property
+    def move_cost(self) -> MoveCost:
+        """What a move costs each of the steps that are left."""
+        steps = self.horizon_steps
+        return MoveCost(np.asarray(self.start.devices, np.int64), self.move_seconds / steps, self.pause_s / steps)
+
+    def pause_of(self, devices: NDArray[np.int64]) -> float:
         """Seconds that the run pauses for a move from `start` to `devices`."""
-        moved = devices != self.start.devices
-        return float(self.move_seconds[moved].sum() + self.pause_s) if moved.any() else 0.0
+        return self.move_cost.of(devices) * self.horizon_steps
 
 
 def answer(request: Request) -> Any:
@@ -62,8 +68,7 @@ def answer(request: Request) -> Any:
         evaluations=max(2, request.evaluations - spent),
         seed=request.seed,
         starts={found.planner: found.devices for found in plans},
-        migration_cost=request.move_cost,
-        horizon_steps=request.horizon_steps,
+        move_cost=request.move_cost,
     )
     return replace(proposal, evaluations=proposal.evaluations + spent)
 

@@ -1,6 +1,6 @@
 """`Search`: placements of one problem, visited within a number of evaluations by rollouts and annealing."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from ..env.observation import State, allowed_moves, make_state, step_features
 from ..env.problem import Problem
 from ..placement.clock import SimulatedClock
+from ..placement.move_cost import MoveCost
 from ..placement.placement import Placement
-from ..placement.planners.unit_annealing import OVERFLOW_CHARGE
+from ..placement.planners.unit_annealing import OVERFLOW_CHARGE, Annealed
 from .network import PlacementNetwork
 from .scoring import score_state
 
@@ -26,7 +27,7 @@ class SearchSettings:
         rollouts: policy rollouts, one after the other; the first takes the likeliest move, the others sample.
         rollout_share: share of the evaluations that rollouts may take.
         patience: moves of a rollout without a new best after which it ends.
-        guided: most evaluations whose moves the policy draws; beyond them moves are drawn uniformly.
+        guided: most evaluations whose moves the policy draws; beyond them compiled annealing goes on with uniform ones.
         cycles: annealing runs with the policy's moves, each from the best placement so far; 0 for rollouts alone.
         hot: annealing temperature at the start, as a relative change of the step time.
         cold: the same at the end.
@@ -38,7 +39,7 @@ class SearchSettings:
     rollouts: int = 0
     rollout_share: float = 0.3
     patience: int = 32
-    guided: int = 1500
+    guided: int = 100
     cycles: int = 2
     hot: float = 0.01
     cold: float = 0.001
@@ -59,7 +60,7 @@ class Visit:
         devices: device of every op.
         step_time_s: what the clock said.
         overflow_bytes: what does not fit on its tightest device.
-        cost: what is minimised: step time, or seconds over the horizon with the cost of moving.
+        cost: what is minimised: step time, and what moving there costs each step.
         energy: logarithm of `cost`, and more where memory overflows.
         rank: what decides between placements: overflowing bytes, cost, bytes to move.
         source: how it was found.
@@ -81,9 +82,14 @@ class Search:
         problem: what to place.
         start: where ops are now, `int64[ops]`; ties go to the placement that moves fewer bytes from here.
         evaluations: how often the clock may be asked; a placement that was asked for before costs nothing.
-        cost: seconds that are minimised, of a map and its step time.
         microbatches: of the run.
         op_bytes: bytes that move with each op, `float64[ops]`.
+        move_cost: what moving costs, added to the step time.
+        avoid: maps that are not wanted as an answer.
+
+    Attributes:
+        best: the best of all visits.
+        answer: the best of those that are not to be avoided; None as long as there is none.
     """
 
     def __init__(
@@ -91,17 +97,21 @@ class Search:
         problem: Problem,
         start: Ints,
         evaluations: int,
-        cost: Callable[[Ints, float], float],
         microbatches: int,
         op_bytes: Floats,
+        move_cost: MoveCost,
+        avoid: Sequence[Ints] = (),
     ):
         assert isinstance(problem.clock, SimulatedClock)
         self.problem, self.clock = problem, problem.clock
         self.start = start
         self.left = evaluations
         self.best: Visit | None = None
+        self.answer: Visit | None = None
         self.group_of = problem.groups.group_of
-        self._cost, self._microbatches, self._op_bytes = cost, microbatches, op_bytes
+        self.move_cost, self.avoid = move_cost, tuple(avoid)
+        self._microbatches, self._op_bytes = microbatches, op_bytes
+        self._avoided = {devices.tobytes() for devices in avoid}
         self._smallest = float(self.clock.topology.memory_bytes.min())
         self._visits: dict[bytes, Visit] = {}
         self._states: dict[int, State] = {}
@@ -115,13 +125,25 @@ class Search:
             if self.left == 0:
                 return None
             self.left -= 1
-            known = self._visits[key] = self._judge(devices, *self.clock.evaluate(devices), source)
-            if self.best is None or known.rank < self.best.rank:
-                self.best = known
+            known = self._add(self._judge(devices, *self.clock.evaluate(devices), source))
         return known
 
+    def take_in(self, found: Annealed, source: str) -> None:
+        """Take over what an annealing found and what it spent."""
+        self.left = max(0, self.left - found.evaluations)
+        self._add(self._judge(found.devices, found.step_time_s, found.overflow_bytes, source))
+
+    def _add(self, visit: Visit) -> Visit:
+        key = visit.devices.tobytes()
+        self._visits[key] = visit
+        if self.best is None or visit.rank < self.best.rank:
+            self.best = visit
+        if key not in self._avoided and (self.answer is None or visit.rank < self.answer.rank):
+            self.answer = visit
+        return visit
+
     def _judge(self, devices: Ints, step_time_s: float, overflow: float, source: str) -> Visit:
-        cost = self._cost(devices, step_time_s)
+        cost = step_time_s + self.move_cost.of(devices)
         moved = float(self._op_bytes[devices != self.start].sum())
         energy = float(np.log(cost))
         if overflow:

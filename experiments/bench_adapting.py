@@ -26,6 +26,7 @@ from ..agent.readings import step_parts
 from ..placement.clock import SimulatedClock
 from ..placement.costs import Costs
 from ..placement.files import write_text
+from ..placement.move_cost import MoveCost
 from ..placement.placement import Placement
 from ..placement.planners import plan
 from .bench_few_steps import GOAL, best_known
@@ -37,7 +38,7 @@ Floats = NDArray[np.float64]
 BEFORE, AFTER = 10, 8
 HORIZON = 100
 MIB = 2.0**20
-PROPOSED, POLISHED = 300, 3000
+PLANNED = 3300
 CASES = (
     Case(BRANCHES, "emulated-4"),
     Case("unet", "workstation-4-mixed", 256, 64),
@@ -99,7 +100,7 @@ def bench(cases: Sequence[Case], seed: int, reference: int) -> list[dict[str, An
         believed = believed_clock(case, own)
         truth = true_clock(believed, rng)
         beliefs = make_beliefs(believed)
-        planner = policy_planner(PROPOSED, POLISHED)
+        planner = policy_planner(PLANNED)
         probes = list(optimise(Stand(believed, truth, own).step, beliefs, None, BEFORE, own, planner))
         for change in changes(truth, beliefs, best(probes).placement, rng):
             rows += [{"case": case.name, **row} for row in _bench_change(change, own, reference)]
@@ -181,16 +182,12 @@ def _repaired(clock: SimulatedClock, running: Ints) -> list[Placement]:
 def _planner(method: str, change: Change, op_bytes: Floats) -> Planner:
     if method == "segue":
         per_byte = float(change.truth.topology.seconds_per_byte.max())
-
-        def moving_s(devices: Ints) -> float:
-            return float(op_bytes[devices != change.running].sum()) * per_byte / HORIZON
-
-        return policy_planner(PROPOSED, POLISHED, moving_s)
+        return policy_planner(PLANNED, MoveCost(change.running, op_bytes * per_byte / HORIZON, 0.0))
     name = "contiguous" if method == "dynamic program" else method
 
     def planner(clock: SimulatedClock, measured: Sequence[Placement], seed: int) -> Placement:
         del measured
-        found = plan(name, clock, seed=seed, evaluations=PROPOSED + POLISHED)
+        found = plan(name, clock, seed=seed, evaluations=PLANNED)
         return Placement(found.devices, clock.microbatches)
 
     return planner

@@ -114,7 +114,7 @@ def best_known(truth: SimulatedClock, seed: int, evaluations: int) -> float:
     plans = [plan("annealing", truth, seed=seed + run, evaluations=evaluations) for run in range(2)]
     start = Placement(plans[0].devices, truth.microbatches)
     others = [start, Placement(plans[1].devices, truth.microbatches)]
-    found = policy_planner(500, evaluations)(truth, others, seed)
+    found = policy_planner(500 + evaluations)(truth, others, seed)
     return min([truth.step_time(found.devices), *(found.value_s for found in plans if found.feasible)])
 
 

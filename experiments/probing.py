@@ -22,12 +22,12 @@ Method = Callable[[Stand, int, int], None]
 GROUPS = 32
 # Evaluations that TPE draws at random before it has a model; the default, 10, would be half of all.
 STARTUP = 5
-PROPOSED, POLISHED = 300, 3000
+PLANNED = 3300
 
 
 def segue(stand: Stand, evaluations: int, seed: int) -> None:
     """The agent: measures, learns from the times of stages and links, and plans on what it learned."""
-    list(optimise(stand.step, make_beliefs(stand), None, evaluations, seed, policy_planner(PROPOSED, POLISHED)))
+    list(optimise(stand.step, make_beliefs(stand), None, evaluations, seed, policy_planner(PLANNED)))
 
 
 def segue_busy(stand: Stand, evaluations: int, seed: int) -> None:
@@ -36,15 +36,13 @@ def segue_busy(stand: Stand, evaluations: int, seed: int) -> None:
     def measure(placement: Placement) -> Any:
         return stand.step(placement, timeline=False)
 
-    list(optimise(measure, make_beliefs(stand), None, evaluations, seed, policy_planner(PROPOSED, POLISHED)))
+    list(optimise(measure, make_beliefs(stand), None, evaluations, seed, policy_planner(PLANNED)))
 
 
 def believed(stand: Stand, evaluations: int, seed: int) -> None:
     """Every measured placement is a long annealing's on the simulator as it is: nothing is learned but which is best."""
     clock = make_beliefs(stand).clock
-    plans = [
-        plan("annealing", clock, seed=seed + run, evaluations=PROPOSED + POLISHED).devices for run in range(evaluations)
-    ]
+    plans = [plan("annealing", clock, seed=seed + run, evaluations=PLANNED).devices for run in range(evaluations)]
     for devices in sorted(plans, key=clock.step_time):
         stand.evaluate(devices)
 

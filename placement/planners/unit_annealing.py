@@ -8,6 +8,7 @@ from numba import njit
 
 from ..clock import SimulatedClock, price
 from ..coarsen import Groups
+from ..move_cost import MoveCost, free_of_charge, move_seconds
 from ..stages import Adjacency, Bools, Floats, Ints
 
 # Charged, as a logarithm of the step time, for a placement that overflows memory, and as much again by the share of the
@@ -20,7 +21,7 @@ class Annealed(NamedTuple):
 
     Attributes:
         devices: the best op-to-device map, `int64[ops]`.
-        step_time_s: its simulated step time.
+        step_time_s: its simulated step time, without what moving there costs.
         overflow_bytes: what does not fit on its tightest device.
         evaluations: distinct placements priced.
         trail: maps that it was at after the given numbers of evaluations, `int64[s, ops]`.
@@ -45,12 +46,15 @@ def anneal_units(
     runs: float = 0.4,
     singles: bool = False,
     snapshots: Sequence[int] = (),
+    move_cost: MoveCost | None = None,
+    avoid: Sequence[Ints] = (),
 ) -> Annealed:
     """Anneal from `start`, pricing at most `evaluations` distinct placements (the start is one of them).
 
     A move takes a random unit of `groups` to a random device, or with probability `runs` one end of a run (consecutive
     groups on one device), cut at a random group. The temperature, a relative change of the step time, falls geometrically
-    from `hot` to `cold`. A placement that was priced before costs nothing.
+    from `hot` to `cold`. A placement that was priced before costs nothing. Of two placements the one that overflows memory by
+    less is better, then the faster one.
 
     Args:
         clock: prices step times; its objective must be the step time itself.
@@ -63,6 +67,8 @@ def anneal_units(
         runs: share of moves that are ends of runs.
         singles: whether units are the single groups alone.
         snapshots: ascending numbers of evaluations after which the map is kept in the trail.
+        move_cost: what moving costs, added to the step time; nothing by default.
+        avoid: maps that are not to be the answer, if there is any other.
     """
     chosen = [unit for unit in groups.units if not singles or len(unit) == 1]
     unit_start = np.concatenate([[0], np.cumsum([len(unit) for unit in chosen])]).astype(np.int64)
@@ -71,8 +77,9 @@ def anneal_units(
     moves = _Moves(unit_start, np.concatenate(chosen).astype(np.int64), op_start, order, runs)
     return Annealed(
         *_anneal(
-            np.array(start, np.int64), moves, *clock.pricing, float(clock.topology.memory_bytes.min()),
-            evaluations, hot, cold, seed, np.array([*snapshots, np.iinfo(np.int64).max], np.int64),
+            np.array(start, np.int64), moves, *clock.pricing, float(clock.topology.memory_bytes.min()), evaluations, hot,
+            cold, seed, np.array([*snapshots, np.iinfo(np.int64).max], np.int64), move_cost or free_of_charge(start),
+            np.array([_hash(np.asarray(devices, np.int64)) for devices in avoid], np.int64),
         )
     )  # fmt: skip
 
@@ -89,6 +96,7 @@ class _Moves(NamedTuple):
 def _anneal(
     start: Ints, moves: _Moves, edges: Adjacency, requires_grad: Bools, output_bytes: Floats, num_devices: int,
     costs: Any, run_ahead: int, smallest: float, evaluations: int, hot: float, cold: float, seed: int, snapshots: Ints,
+    move_cost: MoveCost, avoid: Ints,
 ) -> tuple[Ints, float, float, int, Ints]:  # fmt: skip
     np.random.seed(seed)  # noqa: NPY002  (numba's own generator)
     count = moves.op_start.shape[0] - 1
@@ -99,10 +107,12 @@ def _anneal(
         size *= 2
     keys, energies = np.zeros(size, np.int64), np.zeros(size)
     seconds, overflow = price(current, edges, requires_grad, output_bytes, num_devices, costs, run_ahead)
-    now = _energy(seconds, overflow, smallest)
+    now = _energy(seconds + move_seconds(current, move_cost), overflow, smallest)
     slot = _slot(keys, _hash(current))
     keys[slot], energies[slot] = _hash(current), now
     best_seconds, best_overflow, lowest = seconds, overflow, now
+    if (avoid == keys[slot]).any():
+        best_overflow = lowest = np.inf
     trail = np.empty((snapshots.shape[0] - 1, start.shape[0]), np.int64)
     used, kept, idle = 1, 0, 0
     marked = np.empty(count, np.bool_)
@@ -126,9 +136,11 @@ def _anneal(
         slot = _slot(keys, key)
         if keys[slot] == 0:
             seconds, overflow = price(tried, edges, requires_grad, output_bytes, num_devices, costs, run_ahead)
-            keys[slot], energies[slot] = key, _energy(seconds, overflow, smallest)
+            keys[slot] = key
+            energies[slot] = _energy(seconds + move_seconds(tried, move_cost), overflow, smallest)
             used += 1
-            if energies[slot] < lowest:
+            better = overflow < best_overflow or (overflow == best_overflow and energies[slot] < lowest)
+            if better and not (avoid == key).any():
                 best_seconds, best_overflow, lowest = seconds, overflow, energies[slot]
                 best[:] = tried
         temperature = hot * (cold / hot) ** (used / evaluations)

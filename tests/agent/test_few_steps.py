@@ -10,6 +10,7 @@ from segue.placement.clock import SimulatedClock, StepReport
 from segue.placement.costs import make_costs, roofline
 from segue.placement.errors import SegueError
 from segue.placement.graph import make_graph
+from segue.placement.move_cost import MoveCost
 from segue.placement.placement import Placement
 from segue.placement.planners import plan
 from segue.placement.presets import preset
@@ -25,7 +26,7 @@ GRAPH = make_graph(
 TOPOLOGY = preset("emulated-4")
 BELIEVED = SimulatedClock(GRAPH, TOPOLOGY, make_costs(GRAPH, TOPOLOGY), (4,) * 4)
 START = Placement(np.repeat(np.arange(4), OPS // 4), 4)
-PLANNER = policy_planner(100, 300)
+PLANNER = policy_planner(400)
 
 
 def truth() -> SimulatedClock:
@@ -89,10 +90,8 @@ def test_moving_that_costs_more_than_it_gains_is_not_proposed() -> None:
     clock = truth()
     good = Placement(plan("annealing", clock, evaluations=3000).devices, 4)
 
-    def moving_s(devices: np.ndarray) -> float:
-        return 10.0 * float((devices != good.devices).sum())
-
-    found = policy_planner(100, 300, moving_s)(clock, [good], 0)
+    cost = MoveCost(good.devices, np.full(clock.graph.num_ops, 10.0), 0.0)
+    found = policy_planner(400, cost)(clock, [good], 0)
     assert len(found.moved(good)) == 1
     assert found != good
 

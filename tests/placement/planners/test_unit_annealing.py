@@ -3,6 +3,7 @@ import pytest
 
 from segue.env import ScenarioSampler
 from segue.placement.coarsen import coarsen
+from segue.placement.move_cost import MoveCost
 from segue.placement.planners.lookahead import price_moves
 from segue.placement.planners.unit_annealing import anneal_units
 
@@ -37,6 +38,26 @@ def test_more_evaluations_find_more():
         few, many = (anneal_units(clock, groups, start, evaluations=n, seed=0).step_time_s for n in (20, 2000))
         gains.append(np.log(few / many))
     assert np.mean(gains) > 0.05
+
+
+def test_what_moving_costs_is_part_of_what_is_lowered():
+    clock, groups, start = scenario(1)
+    free = anneal_units(clock, groups, start, evaluations=300)
+    ops = clock.graph.num_ops
+    dear = anneal_units(clock, groups, start, evaluations=300, move_cost=MoveCost(start, np.zeros(ops), 1e3))
+    assert not np.array_equal(free.devices, start)
+    assert np.array_equal(dear.devices, start)
+    some = MoveCost(start, np.full(ops, free.step_time_s / ops), 0.0)
+    near = anneal_units(clock, groups, start, evaluations=300, move_cost=some)
+    assert near.step_time_s + some.of(near.devices) <= clock.step_time(start)
+
+
+def test_what_is_to_be_avoided_is_not_the_answer():
+    clock, groups, start = scenario(1)
+    first = anneal_units(clock, groups, start, evaluations=300)
+    second = anneal_units(clock, groups, start, evaluations=300, avoid=[first.devices])
+    assert not np.array_equal(first.devices, second.devices)
+    assert second.step_time_s >= first.step_time_s
 
 
 def test_the_trail_begins_at_the_start():
