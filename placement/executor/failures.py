@@ -7,13 +7,12 @@ import signal
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import cast
 
-from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, PContext, SubprocessContext
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 
 from ..errors import SegueError
 from ..files import write_text
@@ -116,7 +115,7 @@ class Guard:
         message_timeout_s: after how long they give up waiting for each other.
     """
 
-    def __init__(self, folder: Path, topology: Topology, workers: PContext, message_timeout_s: float):
+    def __init__(self, folder: Path, topology: Topology, workers: MultiprocessContext, message_timeout_s: float):
         self.folder = folder
         self.names = [device.name for device in topology.devices]
         self.workers = workers
@@ -133,6 +132,18 @@ class Guard:
         while self._only_lost() and time.monotonic() < deadline:
             time.sleep(0.1)
         return self.reason()
+
+    def finished(self) -> bool:
+        """Whether all have ended by themselves, and well."""
+        exits = self._exits()
+        return exits.keys() == self.pids.keys() and not any(exits.values())
+
+    def kill(self) -> None:
+        """End the workers that are left; one that runs a script has a session of its own, and takes its children along."""
+        for rank in self.pids.keys() - self._exits().keys():
+            with suppress(ProcessLookupError):
+                os.killpg(self.pids[rank], signal.SIGKILL)
+        self.workers.close(signal.SIGKILL)
 
     def _only_lost(self) -> bool:
         notes = self._notes()
@@ -204,11 +215,8 @@ class Guard:
 
     def _exits(self) -> dict[int, int]:
         """Exit codes of the workers that have ended, negative for a signal."""
-        if isinstance(self.workers, SubprocessContext):
-            codes = {rank: handler.proc.poll() for rank, handler in self.workers.subprocess_handlers.items()}
-        else:
-            started = cast(MultiprocessContext, self.workers)._pc
-            codes = {rank: process.exitcode for rank, process in enumerate(started.processes if started else ())}
+        started = self.workers._pc
+        codes = {rank: process.exitcode for rank, process in enumerate(started.processes if started else ())}
         return {rank: code for rank, code in codes.items() if code is not None}
 
     def _notes(self) -> dict[int, _Note]:

@@ -2,7 +2,6 @@
 
 import atexit
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,11 +16,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, PContext, Std, start_processes
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 
 from ..errors import SegueError
 from ..topology import Topology
 from .failures import Guard, WorkerFailed, noting_failures
+from .forked import Output, end_with_launcher, start_server
+from .script import run_script
 
 TIMEOUT_S = 120.0
 """A worker that hears nothing from another for so long gives up."""
@@ -83,11 +85,11 @@ def launch(
     """
     with _folder(topology) as folder:
         ranks = range(topology.num_devices)
-        arguments = {rank: (function, str(folder), args) for rank in ranks}
+        workers = dict.fromkeys(ranks, (Output(), str(folder), function, args))
         logs = DefaultLogsSpecs(log_dir=str(folder), redirects=Std.NONE)
-        with _started(_work, arguments, logs, topology, folder, message_timeout_s) as context:
-            guard = Guard(folder, topology, context, message_timeout_s)
-            return _wait(context, guard, timeout_s, poll, end_when)
+        start_server(["segue.placement.executor", function.__module__])
+        with _started(_work, workers, logs, topology, folder, message_timeout_s) as guard:
+            return _wait(guard, timeout_s, poll, end_when)
 
 
 def launch_script(
@@ -100,6 +102,9 @@ def launch_script(
     end_when: Callable[[], bool] | None = None,
 ) -> None:
     """Run a user's script in one process for each device; `join` and `topology_of_run` in it find what they need.
+
+    The processes are forked from one that has imported torch, and import the caller's main module: it needs its
+    `if __name__ == "__main__":`.
 
     What worker 0 prints is shown; the others' output only with `show_all`, or its end where it says why a worker failed.
 
@@ -119,14 +124,13 @@ def launch_script(
         raise SegueError(f"script {script}: no such file")
     _on_one_host(topology)
     with _folder(topology) as folder:
-        command = ("-u", "-m", "segue.placement.executor.script", str(folder), str(os.getpid()), script, *arguments)
         ranks = range(topology.num_devices)
+        workers = dict.fromkeys(ranks, (Output(), str(folder), script, list(arguments)))
         others = {rank: Std.NONE if rank == 0 else Std.ALL for rank in ranks}
         logs = DefaultLogsSpecs(log_dir=str(folder), redirects=others, tee=others if show_all else Std.NONE)
-        workers = dict.fromkeys(ranks, command)
-        with _started(sys.executable, workers, logs, topology, folder, message_timeout_s) as context:
-            guard = Guard(folder, topology, context, message_timeout_s)
-            _wait(context, guard, end_when=end_when)
+        start_server(["segue.placement.executor"])
+        with _started(run_script, workers, logs, topology, folder, message_timeout_s) as guard:
+            _wait(guard, end_when=end_when)
 
 
 def _on_one_host(topology: Topology) -> None:
@@ -148,20 +152,21 @@ def _folder(topology: Topology) -> Iterator[Path]:
 
 @contextmanager
 def _started(
-    entrypoint: Callable[..., Any] | str,
+    entrypoint: Callable[..., Any],
     arguments: dict[int, tuple[Any, ...]],
     logs: DefaultLogsSpecs,
     topology: Topology,
     folder: Path,
     message_timeout_s: float,
-) -> Iterator[PContext]:
-    """The running workers; none is left when the context ends."""
+) -> Iterator[Guard]:
+    """The running workers, forked from the server; none is left when the context ends."""
     # What failed is told by the exception, in one line where that is enough.
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     count = topology.num_devices
     environment = {
         rank: {
+            **os.environ,
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(count),
@@ -177,24 +182,22 @@ def _started(
     }
     prefixes = {rank: f"[{device.name}]: " for rank, device in enumerate(topology.devices)}
     handlers = {number: signal.getsignal(number) for number in _ELASTIC_SIGNALS}
-    # Workers are forked from a server that has imported everything once, and that ends with this process.
-    theirs = [] if isinstance(entrypoint, str) else [arguments[0][0].__module__]
-    multiprocessing.set_forkserver_preload(["segue.placement.executor", *theirs])
     context = start_processes(
         "segue", entrypoint, arguments, environment, logs, log_line_prefixes=prefixes, start_method="forkserver"
     )
+    assert isinstance(context, MultiprocessContext)
     # Elastic puts handlers of its own in their place; what Ctrl-C means is the caller's to say.
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    guard = Guard(folder, topology, context, message_timeout_s)
     try:
-        yield context
+        yield guard
     finally:
-        context.close(signal.SIGKILL)
+        guard.kill()
 
 
 def _wait(
-    context: PContext,
     guard: Guard,
     timeout_s: float | None = None,
     poll: Callable[[], None] | None = None,
@@ -206,11 +209,13 @@ def _wait(
         failure = guard.failure()
         if failure is not None:
             raise failure
-        result = context.wait(timeout=0)
+        result = guard.workers.wait(timeout=0)
         if result is not None and not result.is_failed():
             return [value for _, value in sorted(result.return_values.items())]
         if result is not None:
             raise guard.reason({rank: failed.exitcode for rank, failed in result.failures.items()})
+        if guard.finished():
+            return []
         if timeout_s is not None and time.monotonic() - start > timeout_s:
             raise WorkerFailed(f"the workers did not end within {timeout_s:g} s")
         if poll is not None:
@@ -220,26 +225,15 @@ def _wait(
         time.sleep(POLL_S)
 
 
-def _work(function: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> Any:
+def _work(output: Output, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """A worker's life: join, work, leave."""
+    del output
     # Ctrl-C reaches every process of the terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with(os.getppid())
+    end_with_launcher()
     torch.set_num_threads(1)
     with noting_failures(Path(folder), int(os.environ["RANK"])):
         join()
         result = function(*args)
         dist.destroy_process_group()
         return result
-
-
-def die_with(parent: int) -> None:
-    """Ask Linux to end this process when its parent ends, however that happens."""
-    try:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    except (OSError, AttributeError):
-        return
-    if os.getppid() != parent:
-        os._exit(1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from segue.experiments.cli import main
+from tests.processes import children, workers_of
 
 pytestmark = pytest.mark.timeout(300)
 LIMIT_S = 100.0
@@ -97,32 +98,39 @@ def test_bad_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "nowhere" in capsys.readouterr().err
 
 
-def family(pid: int) -> list[int]:
-    """The children of a process."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+INTERRUPTED = {
+    signal.SIGINT: (130, "segue: interrupted\n"),
+    signal.SIGTERM: (143, ""),
+    # What the killed process had of semaphores is cleaned up after it, and that is told.
+    signal.SIGKILL: (-9, None),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_an_interrupted_launch_leaves_no_process(write, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_an_interrupted_launch_leaves_no_process(write, tmp_path: Path) -> None:
     script = write("dist.barrier()\nopen(sys.argv[1] + str(rank), 'w').close()\ntime.sleep(600)\n")
     command = [sys.executable, "-m", "segue.experiments", "launch", "--topology", "emulated-2", script]
-    process = subprocess.Popen([*command, str(tmp_path / "ready-")], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + LIMIT_S
-    while len(list(tmp_path.glob("ready-*"))) < 2:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    workers = family(process.pid)
-    assert len(workers) >= 2
-    process.send_signal(number)
-    _, error = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == code
-    assert error == ("segue: interrupted\n" if number == signal.SIGINT else "")
-    deadline = time.monotonic() + LIMIT_S
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    # All at the same time, since most of it is starting Python.
+    processes = {
+        number: subprocess.Popen([*command, str(tmp_path / f"{number.name}-")], stderr=subprocess.PIPE, text=True)
+        for number in INTERRUPTED
+    }
+    for number, (code, message) in INTERRUPTED.items():
+        process, deadline = processes[number], time.monotonic() + LIMIT_S
+        while len(list(tmp_path.glob(f"{number.name}-*"))) < 2:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        workers = workers_of(process.pid)
+        assert len(workers) == 2
+        everyone = [*workers, *children(process.pid)]
+        process.send_signal(number)
+        _, error = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == code
+        assert error == message or (message is None and "segue: " not in error)
+        while any(Path(f"/proc/{pid}").exists() for pid in everyone):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -130,9 +138,6 @@ def test_torchrun_and_segue_launch_run_the_same_script(
     write, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     script = write(TRAIN)
-    assert launch(script) == 0
-    devices, losses = capfd.readouterr().out.split("] [")
-    assert devices == "['dev0', 'dev1'"
     (tmp_path / "pair.yaml").write_text(
         "format: segue.topology/1\n"
         "devices: [{name: a, kind: cpu, memory_bytes: 1.0e9}, {name: b, kind: cpu, memory_bytes: 1.0e9}]\n"
@@ -140,10 +145,23 @@ def test_torchrun_and_segue_launch_run_the_same_script(
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for workers, arguments, names in ((2, [str(tmp_path / "pair.yaml")], "['a', 'b'"), (1, [], "['")):
-        command = [*torchrun, "--nproc-per-node", str(workers), script, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment, check=False)
-        assert done.returncode == 0, done.stderr
-        found, others = done.stdout.split("] [")
+    # All at the same time, since most of it is starting Python.
+    started = {
+        names: subprocess.Popen(
+            [*torchrun, "--nproc-per-node", str(workers), script, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for workers, arguments, names in ((2, [str(tmp_path / "pair.yaml")], "['a', 'b'"), (1, [], "['"))
+    }
+    assert launch(script) == 0
+    devices, losses = capfd.readouterr().out.split("] [")
+    assert devices == "['dev0', 'dev1'"
+    for names, process in started.items():
+        output, error = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0, error
+        found, others = output.split("] [")
         assert found.startswith(names)
         assert others == losses

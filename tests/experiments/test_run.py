@@ -14,6 +14,7 @@ import pytest
 from segue.agent.pretrained import load_policy, same_weights
 from segue.experiments.cli import main
 from segue.placement.executor.checkpoint_files import find
+from tests.processes import children, workers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -123,16 +124,6 @@ def start(folder: Path, run: str, *more: str) -> tuple[subprocess.Popen, Path]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return process, folder / run
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def workers_of(pid: int) -> list[int]:
-    """The workers of a run, forked from a server."""
-    (server,) = [p for p in children(pid) if b"forkserver" in Path(f"/proc/{p}/cmdline").read_bytes()]
-    return children(server)
 
 
 def test_ctrl_c_saves_everything_and_the_run_goes_on_where_it_stopped(folder: Path, without_agent: Path) -> None:

@@ -1,7 +1,9 @@
 """How workers are started, and how they find each other and their devices."""
 
+import multiprocessing
 import os
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from segue.placement.executor import WorkerFailed, launch, launch_script, topolo
 from segue.placement.executor.run_topology import _Seat, order_by_host
 from segue.placement.presets import preset
 from segue.placement.topology import Device, Topology, uniform_links
+from tests.processes import children, workers_of
 
 pytestmark = pytest.mark.timeout(300)
 LIMIT_S = 100.0
@@ -56,6 +59,33 @@ def test_workers_find_the_topology_and_listen_only_on_loopback() -> None:
     for found, addresses in launch(look_around, topology, timeout_s=LIMIT_S):
         assert found == topology
         assert addresses == {f"{int.from_bytes(socket.inet_aton('127.0.0.1'), 'little'):08X}"}
+
+
+def wait_for_ever(folder: Path) -> None:
+    (folder / str(dist.get_rank())).touch()
+    time.sleep(600)
+
+
+def start_and_wait(folder: Path) -> None:
+    launch(wait_for_ever, preset("emulated-2"), folder, timeout_s=LIMIT_S)
+
+
+def test_the_workers_of_a_killed_process_end(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("forkserver").Process(target=start_and_wait, args=(tmp_path,))
+    process.start()
+    assert process.pid is not None
+    deadline = time.monotonic() + LIMIT_S
+    while len(list(tmp_path.iterdir())) < 2:
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    everyone = [*workers_of(process.pid), *children(process.pid)]
+    assert len(everyone) >= 3
+    process.kill()
+    process.join()
+    while any(Path(f"/proc/{pid}").exists() for pid in everyone):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def leave(code: int) -> None:
@@ -103,6 +133,40 @@ def test_a_script_that_is_not_there_or_needs_more_hosts_is_refused(tmp_path: Pat
     script.write_text("")
     with pytest.raises(SegueError, match=r"hosts host0, host1; start on each of them: torchrun --nnodes 2"):
         launch_script(str(script), [], preset("hosts-2x4-a100"))
+
+
+def test_a_script_lives_and_ends_as_one_that_python_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit, ctypes, multiprocessing, os, sys, threading, time\n"
+        "import helper, numpy, torch\n"
+        "if os.environ['RANK'] == '0':\n"
+        "    print(__name__, sys.argv, helper.NAME, multiprocessing.current_process().name, os.getcwd())\n"
+        "    print(torch.get_num_threads(), os.environ['SEGUE_TEST'], end=' ')\n"
+        "    atexit.register(print, 'last')\n"
+        "    threading.Thread(target=lambda: (time.sleep(0.3), print('after'))).start()\n"
+        "    print('before')\n"
+        "    ctypes.CDLL(None).puts(b'from C')\n"
+        "open(os.path.join(sys.argv[1], 'draw-' + os.environ['RANK']), 'w').write(str(numpy.random.rand()))\n"
+        "os._exit(0) if os.environ['RANK'] == '1' else sys.exit()\n"
+    )
+    (tmp_path / "helper.py").write_text("NAME = 'helper'\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGUE_TEST", "seen")
+        launch_script(str(script), [str(tmp_path)], preset("emulated-2"))
+    first, *others = capfd.readouterr().out.splitlines()
+    assert first == f"__main__ {[str(script), str(tmp_path)]} helper MainProcess {Path.cwd()}"
+    assert sorted(others) == ["1 seen before", "after", "from C", "last"]
+    assert others.index("after") < others.index("last")
+    draws = {path.read_text() for path in tmp_path.glob("draw-*")}
+    assert len(draws) == 2
+
+
+def test_a_script_that_says_why_it_ends_is_quoted(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys, time\nsys.exit('no paper') if os.environ['RANK'] == '1' else time.sleep(60)\n")
+    with pytest.raises(WorkerFailed, match=r"worker 1 \(dev1\) ended with exit code 1:\nno paper$"):
+        launch_script(str(script), [], preset("emulated-2"))
 
 
 def test_emulated_devices_may_pretend_to_be_on_several_hosts(tmp_path: Path) -> None:
