@@ -242,6 +242,7 @@ def test_vectorised_environments_draw_new_scenarios():
     assert all(np.array_equal(obs[key], again[key]) for key in obs)
 
 
+@pytest.mark.quiet
 def test_steps_take_a_few_milliseconds():
     env = PlacementEnv(chain_clock(num_ops=40, speeds=(1.0, 2.0, 3.0, 4.0)), config=EnvConfig(max_groups=40))
     play(env, 0)

@@ -55,6 +55,7 @@ def test_allocations_are_found_with_who_made_them_and_whether_they_last() -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.quiet
 @pytest.mark.timeout(200)
 def test_one_device_is_compared_with_plain_pytorch(capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = run(capsys, "one-device", *TINY)
@@ -66,6 +67,7 @@ def test_one_device_is_compared_with_plain_pytorch(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.slow
+@pytest.mark.quiet
 @pytest.mark.timeout(200)
 def test_a_chain_is_compared_with_torch_pipelining(capsys: pytest.CaptureFixture[str]) -> None:
     chain, overhead = run(capsys, "pipelining", *TINY, "--ranks", "2", "--chains", "naps")
@@ -76,6 +78,7 @@ def test_a_chain_is_compared_with_torch_pipelining(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.slow
+@pytest.mark.quiet
 @pytest.mark.timeout(240)
 def test_emulated_placements_are_compared_and_their_transfers_told(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("accelerate")
@@ -92,6 +95,7 @@ def test_emulated_placements_are_compared_and_their_transfers_told(capsys: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.quiet
 @pytest.mark.timeout(200)
 def test_allocated_memory_stands_beside_the_predicted(capsys: pytest.CaptureFixture[str]) -> None:
     found = run(capsys, "memory", *TINY)

@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,9 +104,10 @@ def test_curves_have_every_device_and_go_on_after_a_resume(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.quiet
 @pytest.mark.timeout(200)
 def test_a_run_says_which_link_is_waited_for_and_writes_the_traces_asked_for(
-    tmp_path: Path,
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "topology.yaml").write_text(TOPOLOGY)
     run = tmp_path / "run"
@@ -118,9 +118,7 @@ def test_a_run_says_which_link_is_waited_for_and_writes_the_traces_asked_for(
         curves = []
     options = ["--model", "resnet", "--image-size", "8", "--batch-size", "8", "--microbatches", "2", "--steps", "8"]
     options += ["--agent", "off", "--slow", "none", "--trace", "1,4-5", "--topology", str(tmp_path / "topology.yaml")]
-    # In a process of its own: what workers write goes where the first launch of a process had its output.
-    command = [sys.executable, "-m", "segue.experiments", "run", "--run-dir", str(run), *options, *curves]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    assert main(["run", "--run-dir", str(run), *options, *curves]) == 0
     traces = sorted(path.name for path in run.glob("trace-step-*.json"))
     assert traces == ["trace-step-00001.json", "trace-step-00004.json", "trace-step-00005.json"]
     for name in traces:
@@ -129,7 +127,7 @@ def test_a_run_says_which_link_is_waited_for_and_writes_the_traces_asked_for(
     warnings = [row["why"] for row in read_decisions(run) if row["action"] == "warn"]
     assert any(why.startswith("link near->far is a bottleneck: far waits for it") for why in warnings)
     assert json.loads((run / "summary.json").read_text())["warnings"] == warnings
-    error = done.stderr
+    error = capfd.readouterr().err
     assert [error.count(why) for why in warnings] == [1] * len(warnings)
     if curves:
         assert [step for step, _ in scalars(run)["memory_share/far"]] == list(range(8))
