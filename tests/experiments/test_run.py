@@ -25,7 +25,7 @@ devices:
   - {name: fast, kind: emulated, memory_bytes: 1.0e9, speed: 0.2, overhead_s: 0.001}
 default_link: {latency_s: 1.0e-4, bandwidth_bytes_per_s: 4.0e+8}
 """
-STEPS = 45
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def losses(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def with_agent(folder: Path) -> Path:
-    assert main(arguments(folder, "on", "--slow", "fast@30:3", "--verify")) == 0
+    assert main(arguments(folder, "on", "--slow", "fast@40:3", "--verify")) == 0
     return folder / "on"
 
 
 @pytest.fixture(scope="module")
 def without_agent(folder: Path, with_agent: Path) -> Path:
     profile = str(with_agent / "profile.json")
-    assert main(arguments(folder, "off", "--slow", "fast@30:3", "--agent", "off", "--profile", profile)) == 0
+    assert main(arguments(folder, "off", "--slow", "fast@40:3", "--agent", "off", "--profile", profile)) == 0
     return folder / "off"
 
 
