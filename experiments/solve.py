@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..placement.clock import SimulatedClock
 from ..placement.errors import SegueError
@@ -15,9 +16,12 @@ from ..placement.workload_clock import WorkloadClock
 from .planning_options import EVALUATIONS
 
 AGENT = "agent"
+Ints = NDArray[np.int64]
 
 # A search is first tried with few evaluations, to see how long they take; then again with all that fit the budget.
 FIRST, LONGER, MOST, SHARE = 100, 10, 30, 0.85
+# Placements of a workload that the agent prices before annealing goes on, which prices thousands in the time of one of them.
+AHEAD = 50
 
 
 def solve(
@@ -45,8 +49,10 @@ def solve(
     """
     if budget_s is not None and not budget_s > 0:
         raise SegueError(f"budget must be > 0 seconds, got {budget_s:g}")
-    if name == "annealing" and isinstance(clock, WorkloadClock):
+    if isinstance(clock, WorkloadClock) and name == "annealing":
         return _workload_annealing(clock, seed, evaluations, budget_s)
+    if isinstance(clock, WorkloadClock) and name == AGENT:
+        return _workload_agent(clock, seed, evaluations, budget_s, policy)
 
     def run(count: int) -> Plan:
         if name == AGENT:
@@ -102,11 +108,31 @@ def _agent(clock: SimulatedClock, seed: int, evaluations: int, policy: str) -> P
     return Plan(AGENT, proposal.placement.devices, value, overflow, proposal.evaluations, seconds)
 
 
-def _workload_annealing(clock: WorkloadClock, seed: int, evaluations: int | None, budget_s: float | None) -> Plan:
+def _workload_agent(
+    clock: WorkloadClock, seed: int, evaluations: int | None, budget_s: float | None, policy: str
+) -> Plan:
+    """The agent's answer after few evaluations, then the annealing for workloads from there."""
+    begin = time.perf_counter()
+    if budget_s is None and evaluations is None:
+        evaluations = EVALUATIONS
+    asked = AHEAD if evaluations is None else min(AHEAD, evaluations)
+    first = _agent(clock, seed, asked, policy)
+    left = None if evaluations is None else evaluations - first.evaluations
+    left_s = None if budget_s is None else begin + budget_s - time.perf_counter()
+    if (left is not None and left < 1) or (left_s is not None and left_s <= 0):
+        return first
+    rest = _workload_annealing(clock, seed, left, left_s, clock.node_devices(first.devices))
+    used, seconds = first.evaluations + rest.evaluations, time.perf_counter() - begin
+    return replace(rest, planner=AGENT, evaluations=used, planning_s=seconds)
+
+
+def _workload_annealing(
+    clock: WorkloadClock, seed: int, evaluations: int | None, budget_s: float | None, start: Ints | None = None
+) -> Plan:
     """The annealing for workloads, which prices changes instead of whole placements."""
     if budget_s is None and evaluations is None:
         evaluations = EVALUATIONS
-    found = search(clock.workload, clock.objective, seed=seed, budget_s=budget_s, evaluations=evaluations)
+    found = search(clock.workload, clock.objective, seed=seed, budget_s=budget_s, evaluations=evaluations, start=start)
     devices = clock.op_devices(found.devices)
     value, overflow = clock.evaluate(devices)
     return Plan("annealing", devices, value, overflow, found.evaluations, found.planning_s)

@@ -69,6 +69,7 @@ def search(
     seed: int = 0,
     budget_s: float | None = None,
     evaluations: int | None = None,
+    start: Ints | None = None,
 ) -> Found:
     """Place a workload by simulated annealing from cuts of several topological orders.
 
@@ -81,6 +82,7 @@ def search(
         seed: of every random choice.
         budget_s: wall-clock seconds to spend.
         evaluations: placements to price; at least one of the two limits is needed.
+        start: device of every node in a placement that is known already; the answer is no worse.
 
     Returns:
         The best placement found, allowed ones first.
@@ -104,6 +106,8 @@ def search(
         float("inf") if budget_s is None else begin + budget_s,
         2**62 if evaluations is None else evaluations,
     )
+    if start is not None:
+        run.offer(start)
     run.cuts()
     for place in count():
         before = run.used
@@ -137,7 +141,7 @@ class _Run:
         for _ in range(ORDERS):
             units = make_units(self.workload, self.rng, contract=latency)
             unit_devices = cut(self.workload, units, total=latency)
-            score = self._offer(unit_devices[units.of_node])
+            score = self.offer(unit_devices[units.of_node])
             self.used += 1
             self.starts.append((not score.feasible, score.value_ms, units, unit_devices))
             if self.over:
@@ -168,9 +172,10 @@ class _Run:
             )
             spent += steps
             self.used += priced
-        self._offer(best)
+        self.offer(best)
 
-    def _offer(self, devices: Ints) -> Score:
+    def offer(self, devices: Ints) -> Score:
+        """Keep a placement if it is the best so far; returns its score."""
         score = OBJECTIVES[self.objective](self.workload, devices)
         if (not score.feasible, score.value_ms) < (not self.score.feasible, self.score.value_ms):
             self.best, self.score = devices.copy(), score

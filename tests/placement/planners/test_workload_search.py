@@ -144,3 +144,10 @@ def test_public_workloads_reach_the_best_known_value(objective, row):
         assert found.score.value_ms <= 1.01 * row["best_known"]
     else:
         assert found.score.value_ms <= min(row["greedy"], row.get("expert") or np.inf) * (1 + 1e-9)
+
+
+def test_a_known_placement_is_not_lost(tmp_path):
+    w = workload(tmp_path, 3)
+    long = search(w, "max-load", seed=0, evaluations=20_000)
+    short = search(w, "max-load", seed=1, evaluations=1, start=long.devices)
+    assert short.score == long.score
