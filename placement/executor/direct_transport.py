@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from ..topology import Topology
+from .shared_transport import SharedTransport
 from .transport import Expected, Layout, Message, Transport, offsets
 
 
@@ -104,7 +105,12 @@ class DirectTransport(Transport):
 
 
 def make_transport(topology: Topology, rank: int, device: torch.device) -> Transport:
-    """The transport of a topology: direct between GPUs of which each has a worker to itself, else through host memory."""
+    """The transport of a topology; all workers of a group call it together.
+
+    Direct between GPUs of which each has a worker to itself, else through host memory, which workers of one host share.
+    """
     if can_go_direct(topology) and dist.is_nccl_available():
         return DirectTransport(topology, rank, device)
+    if sum(device.kind != "cuda" for device in topology.devices) > 1:
+        return SharedTransport(topology, rank, device)
     return Transport(topology, rank, device)

@@ -95,7 +95,7 @@ class Message:
         return views
 
 
-def _header(count: int) -> int:
+def header_bytes(count: int) -> int:
     """Bytes before the tensors: the arrival time, and a code of each tensor's memory order."""
     return -(-8 * (1 + count) // ALIGN) * ALIGN
 
@@ -106,6 +106,11 @@ def offsets(layouts: Sequence[Layout], header: int) -> list[int]:
     for layout in layouts:
         places.append(places[-1] + -(-layout.nbytes // ALIGN) * ALIGN)
     return places
+
+
+def framed(layouts: list[Layout], places: list[int], buffer: torch.Tensor) -> Message:
+    """A message whose header and tensors are in `buffer`."""
+    return Message(layouts, places, buffer, buffer[8 : 8 * (1 + len(layouts))].view(torch.float64))
 
 
 class Transport:
@@ -139,7 +144,7 @@ class Transport:
         self.transfer_s = 0.0
         self._numbers = np.zeros(self.num_devices, int)
         self._expected = np.zeros(self.num_devices, int)
-        self._sends: dict[int, deque[tuple[Any, torch.Tensor]]] = defaultdict(deque)
+        self._sends: dict[int, deque[tuple[Any, torch.Tensor | None]]] = defaultdict(deque)
         self._gone = np.zeros(self.num_devices, int)
         self._ahead: dict[int, deque[int]] = {source: deque() for source in incoming}
         self._waiting = {source: deque(messages) for source, messages in incoming.items()}
@@ -162,9 +167,8 @@ class Transport:
 
     def blank(self, layouts: list[Layout]) -> Message:
         """A message with nothing in it yet."""
-        places = offsets(layouts, _header(len(layouts)))
-        buffer = torch.empty(places[-1], dtype=torch.uint8, pin_memory=self.pinned)
-        return Message(layouts, places, buffer, buffer[8 : 8 * (1 + len(layouts))].view(torch.float64))
+        places = offsets(layouts, header_bytes(len(layouts)))
+        return framed(layouts, places, torch.empty(places[-1], dtype=torch.uint8, pin_memory=self.pinned))
 
     def pack(self, tensors: Sequence[torch.Tensor]) -> Message:
         """A message of these tensors."""
@@ -189,11 +193,18 @@ class Transport:
     def dispatch(self, target: int, message: Message, ready: float) -> None:
         """Start sending a message that `pack` has made."""
         self._post_send(message, target, int(self._numbers[target]), ready)
+        self._count(target, message)
+
+    def _count(self, target: int, message: Message) -> None:
         self._numbers[target] += 1
         self.sent_bytes[target] += message.payload
 
-    def _post_send(self, message: Message, target: int, number: int, ready: float) -> None:
+    def _stamp(self, message: Message, target: int, ready: float) -> None:
+        """Write down in a message when it will have arrived."""
         message.buffer[:8].view(torch.float64)[0] = self._arrival(target, message.payload, ready)
+
+    def _post_send(self, message: Message, target: int, number: int, ready: float) -> None:
+        self._stamp(message, target, ready)
         if self.pinned:
             torch.cuda.current_stream(self.device).synchronize()
         work = dist.isend(message.buffer, dst=target, tag=number)
