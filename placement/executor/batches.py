@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,12 +33,18 @@ class CapturedStep:
     example: list[torch.Tensor]
     constants: list[Any]
 
-    def tensors(self, micro: Any) -> list[torch.Tensor]:
-        """The tensors of a microbatch.
+    def tensors(self, parts: "Parts") -> list[list[torch.Tensor]]:
+        """The tensors of every microbatch.
 
         Raises:
-            SegueError: if it is not of the form that was captured.
+            SegueError: if they are not of the form that was captured.
         """
+        # All between the first and the last are like the first.
+        for number in sorted({0, len(parts.leaves) - 1}):
+            self._check(parts.micro(number))
+        return [[leaf for leaf in leaves if isinstance(leaf, torch.Tensor)] for leaves in parts.leaves]
+
+    def _check(self, micro: Any) -> None:
         tensors = self.program.flatten(micro)
         for position, (tensor, example) in enumerate(zip(tensors, self.example, strict=True)):
             if tensor.dtype != example.dtype:
@@ -46,7 +52,22 @@ class CapturedStep:
         constants = _constants(micro)
         if constants != self.constants:
             raise SegueError(f"batch: its plain values are {constants}, captured with {self.constants}")
-        return tensors
+
+
+class Parts(NamedTuple):
+    """A batch cut into microbatches.
+
+    Attributes:
+        leaves: of each microbatch's tree.
+        spec: how they make a tree.
+    """
+
+    leaves: list[list[Any]]
+    spec: pytree.TreeSpec
+
+    def micro(self, number: int) -> Any:
+        """A microbatch, structured like the batch."""
+        return pytree.tree_unflatten(self.leaves[number], self.spec)
 
 
 def _constants(micro: Any) -> list[Any]:
@@ -136,7 +157,7 @@ def batch_size(batch: Any) -> int:
     return max(sizes)
 
 
-def cut(batch: Any, size: int) -> list[Any]:
+def cut(batch: Any, size: int) -> Parts:
     """A batch's microbatches of `size` samples, the last one smaller if it does not come out even.
 
     What has not the batch's size as its first dimension goes to each of them whole.
@@ -144,10 +165,8 @@ def cut(batch: Any, size: int) -> list[Any]:
     total = batch_size(batch)
     count = len(part_sizes(total, size))
     leaves, spec = pytree.tree_flatten(batch)
-    parts = [
-        list(leaf.split(size))
-        if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == total
-        else [leaf] * count
+    cut_leaves = [
+        leaf.split(size) if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == total else [leaf] * count
         for leaf in leaves
     ]
-    return [pytree.tree_unflatten(list(part), spec) for part in zip(*parts, strict=True)]
+    return Parts([list(part) for part in zip(*cut_leaves, strict=True)], spec)

@@ -18,9 +18,9 @@ from ..placement import Placement
 from .checkpoint_files import FORMAT, begin, find, finish, laid_out, plain_group, plain_state
 from .elastic import Restart, restart_asked
 from .executor import Executor
+from .message import encode_order, memory_order
 from .migration import fork, switch
 from .state import State
-from .transport import encode_order, memory_order
 from .vote import Vote
 
 __all__ = ["Checkpoint", "CheckpointFailed", "load_checkpoint", "plain_state", "save_checkpoint"]

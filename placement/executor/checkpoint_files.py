@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ..errors import SegueError
 from ..files import check_fields, read_json, read_text, write_text
-from .transport import decode_order
+from .message import decode_order
 
 FORMAT = "segue.checkpoint/1"
 RECORD = "checkpoint.json"

@@ -1,14 +1,17 @@
 """`DirectTransport`: messages from device to device through a communicator of each link's own, as NCCL has them."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from ..topology import Topology
+from .message import Layout, Message, offsets
 from .shared_transport import SharedTransport
-from .transport import Expected, Layout, Message, Transport, offsets
+from .transport import Expected, Transport
 
 
 def can_go_direct(topology: Topology) -> bool:
@@ -44,20 +47,21 @@ class DirectTransport(Transport):
         self._on_device: list[tuple[Any, torch.Tensor]] = []
         super().start_step(incoming)
 
-    def blank(self, layouts: list[Layout]) -> Message:
-        """See `Transport`; the buffer is on the device."""
-        places = offsets(layouts, header=0)
-        codes = torch.zeros(max(1, len(layouts)), dtype=torch.int64)
-        return Message(layouts, places, torch.empty(places[-1], dtype=torch.uint8, device=self.device), codes)
+    def blank(self, layouts: Sequence[Layout]) -> Message:
+        """See `Transport`; the buffer is on the device, the header beside it."""
+        places = offsets(tuple(layouts), 0)
+        buffer = torch.empty(places[-1], dtype=torch.uint8, device=self.device)
+        return Message(layouts, places, buffer, np.zeros(1 + len(layouts)))
 
     def _post_receive(self, message: Message, source: int, number: int) -> Any:
-        ahead = dist.irecv(message.codes, src=source, tag=number)
+        ahead = dist.irecv(torch.from_numpy(message.header), src=source, tag=number)
         group = self._groups[source, self.rank]
         return ahead, dist.irecv(message.buffer, src=source, group=group) if len(message.buffer) else None
 
     def _post_send(self, message: Message, target: int, number: int, ready: float) -> None:
         del ready  # what is sent need not have been computed yet
-        self._sends[target].append((dist.isend(message.codes, dst=target, tag=number), message.codes))
+        header = torch.from_numpy(message.header)
+        self._sends[target].append((dist.isend(header, dst=target, tag=number), header))
         if len(message.buffer):
             work = dist.isend(message.buffer, dst=target, group=self._groups[self.rank, target])
             self._on_device.append((work, message.buffer))

@@ -109,7 +109,7 @@ class Executor:
             raise SegueError(f"microbatches must be between 1 and the batch size {self.batch_size}, got {microbatches}")
         self.micro_size = -(-self.batch_size // microbatches)
         self._model_and_loss = TrainingStep(model, loss_fn, autocast)
-        captured = self._capture(cut(example_batch, self.micro_size)[0], training=True)
+        captured = self._capture(cut(example_batch, self.micro_size).micro(0), training=True)
         self.program = captured.program
         self.graph = self.program.graph
         self._pace = make_pace(topology.devices[self.rank])
@@ -219,7 +219,7 @@ class Executor:
         record = routine.runner.run(
             plan,
             micros,
-            self._origin(),
+            self._origin(agreed=timeline),
             self.seed * 1_000_003 + self.steps,
             scale=scale,
             update=update,
@@ -251,21 +251,21 @@ class Executor:
         routine, micros = self._routine(batch, training=False)
         sizes = part_sizes(batch_size(batch), self.micro_size)
         seed = self.seed * 1_000_003 + self.steps
-        record = routine.runner.run(routine.plan(sizes), micros, self._origin(), seed, update=False)
+        record = routine.runner.run(routine.plan(sizes), micros, self._origin(agreed=False), seed, update=False)
         return self._gather(routine, record, sizes)[0]
 
     def _routine(self, batch: Any, training: bool) -> tuple[Routine, list[list[torch.Tensor]]]:
         """How to run a batch, and the tensors of its microbatches."""
-        micros = cut(batch, self.micro_size)
+        parts = cut(batch, self.micro_size)
         refusal: SegueError | None = None
         for routine in self._routines[training]:
             try:
-                return routine, [routine.captured.tensors(micro) for micro in micros]
+                return routine, routine.captured.tensors(parts)
             except SegueError as error:
                 refusal = refusal or error
         try:
-            routine = self._new_routine(micros[0], training)
-            tensors = [routine.captured.tensors(micro) for micro in micros]
+            routine = self._new_routine(parts.micro(0), training)
+            tensors = routine.captured.tensors(parts)
         except SegueError as error:
             raise SegueError(f"{refusal}; and captured anew: {error}" if refusal else str(error)) from error
         self._routines[training].append(routine)
@@ -285,9 +285,15 @@ class Executor:
         self._place(routine)
         return routine
 
-    def _origin(self) -> float:
-        """A common start: the moment at which the last worker is ready."""
-        moment = torch.tensor([time.monotonic()], dtype=torch.float64)
+    def _origin(self, agreed: bool) -> float:
+        """The start of a step: when this worker is ready, or the last one, where all are to agree on it.
+
+        Clocks of emulated devices begin there, so they do.
+        """
+        now = time.monotonic()
+        if not agreed and self.source == "measured":
+            return now
+        moment = torch.tensor([now], dtype=torch.float64)
         dist.all_reduce(moment, dist.ReduceOp.MAX)
         return moment.item()
 

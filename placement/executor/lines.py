@@ -1,9 +1,9 @@
 """Lines: messages from one worker to another of the same host, through memory that both have mapped.
 
-The receiver of a line makes it: anonymous memory, used as a ring, and a pipe. The sender opens both through `/proc`, where the
-kernel lets in only processes of the same user. A message is written into the ring, and a record on the pipe says where it is;
-a message that finds no room goes another way, and its record says so. Nobody is told when a message has been copied out: which
-of them have, a sender knows from the schedule.
+The receiver of a line makes it: anonymous memory, used as a ring, and a pipe. The sender opens both through `/proc`, where
+the kernel lets in only processes of the same user. A message is written into the ring, and a record on the pipe says where
+it is; a message that finds no room goes another way, and its record says so. Nobody is told when a message has been copied
+out: which of them have, a sender knows from the schedule.
 """
 
 import mmap
@@ -11,11 +11,14 @@ import os
 import select
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+
+from .message import Layout, Message, header_bytes, offsets, put, shaped
 
 RING_BYTES = 2**25
 """Memory of a line; only what messages have touched takes room."""
@@ -28,28 +31,77 @@ _RECORD = struct.Struct("=q")
 _RECORDS_BYTES = 512 * _RECORD.size
 
 
+class Ring:
+    """Memory that two processes have mapped, with messages in it: a header and tensors, as in a `Message`.
+
+    Args:
+        memory: descriptor of the memory.
+    """
+
+    def __init__(self, memory: int):
+        self._bytes = torch.frombuffer(mmap.mmap(memory, RING_BYTES), dtype=torch.uint8)
+        self._header = self._bytes.numpy().view(np.float64)
+        self._typed: dict[torch.dtype, torch.Tensor] = {}
+
+    def write(self, start: int, layouts: tuple[Layout, ...], tensors: Sequence[torch.Tensor], arrival: float) -> None:
+        """Write the message that begins at `start`, bytes; see `Message` for the rest."""
+        header = start // 8
+        self._header[header] = arrival
+        for i, (place, layout) in enumerate(zip(_places(layouts), layouts, strict=False)):
+            self._header[header + 1 + i] = put(self._part(start + place, layout), tensors[i], non_blocking=False)
+
+    def read(self, start: int, layouts: tuple[Layout, ...]) -> tuple[list[torch.Tensor], float]:
+        """Tensors and arrival of the message that begins at `start`, copied out."""
+        arrival, *codes = self._header[start // 8 : start // 8 + 1 + len(layouts)].tolist()
+        places = _places(layouts)
+        tensors = [
+            shaped(self._part(start + places[i], layout), layout, codes[i]).clone() for i, layout in enumerate(layouts)
+        ]
+        return tensors, arrival
+
+    def _part(self, place: int, layout: Layout) -> torch.Tensor:
+        """The elements of a tensor that begins at `place`, flat."""
+        typed = self._typed.get(layout.dtype)
+        if typed is None:
+            typed = self._typed[layout.dtype] = self._bytes.view(layout.dtype)
+        size = layout.dtype.itemsize
+        return typed[place // size : (place + layout.nbytes) // size]
+
+
+def _places(layouts: tuple[Layout, ...]) -> list[int]:
+    return offsets(layouts, header_bytes(len(layouts)))
+
+
 class Arriving:
     """A message that a receiver waits for.
 
     Args:
         line: where it comes in.
-        buffer: where it goes, bytes.
-        elsewhere: starts receiving it another way; returns an object to wait for.
+        layouts: of its tensors.
+        elsewhere: starts receiving it another way; returns what to wait for, and what it will then be in.
+
+    Attributes:
+        tensors: what has come in.
+        arrival: when it has arrived, as its sender wrote.
     """
 
-    def __init__(self, line: "Incoming", buffer: torch.Tensor, elsewhere: Callable[[], Any]):
+    def __init__(self, line: "Incoming", layouts: tuple[Layout, ...], elsewhere: Callable[[], tuple[Any, Message]]):
         self.line = line
-        self.buffer = buffer
+        self.layouts = layouts
         self.elsewhere = elsewhere
-        self.arrived = False
-        self.work: Any = None
+        self.announced = False
+        self.detour: tuple[Any, Message] | None = None
+        self.tensors: list[torch.Tensor] = []
+        self.arrival = 0.0
 
     def wait(self) -> None:
-        """Return once it is in the buffer; what was sent before it comes in first."""
-        while not self.arrived:
+        """Return once it has come in; what was sent before it is taken out of the ring first."""
+        while not self.announced:
             self.line.take_next()
-        if self.work is not None:
-            self.work.wait()
+        if self.detour is not None:
+            work, message = self.detour
+            work.wait()
+            self.tensors, self.arrival = message.tensors(), float(message.header[0])
 
 
 class Incoming:
@@ -72,7 +124,7 @@ class Incoming:
         reading, writing = os.pipe()
         self._pipe = os.fdopen(reading, "rb", buffering=0)
         self._writing = os.fdopen(writing, "wb", buffering=0)
-        self._ring = _mapped(memory)
+        self._ring = Ring(memory)
         self._ready = select.poll()
         self._ready.register(reading, select.POLLIN)
         self._records: deque[int] = deque()
@@ -88,9 +140,9 @@ class Incoming:
         self._memory.close()
         self._writing.close()
 
-    def expect(self, buffer: torch.Tensor, elsewhere: Callable[[], Any]) -> Arriving:
-        """Say where the next message goes; see `Arriving`."""
-        self._expected.append(Arriving(self, buffer, elsewhere))
+    def expect(self, layouts: tuple[Layout, ...], elsewhere: Callable[[], tuple[Any, Message]]) -> Arriving:
+        """Say what the next message is; see `Arriving`."""
+        self._expected.append(Arriving(self, layouts, elsewhere))
         return self._expected[-1]
 
     def take_next(self) -> None:
@@ -103,10 +155,10 @@ class Incoming:
             self._read()
         start, arriving = self._records.popleft(), self._expected.popleft()
         if start == _ELSEWHERE:
-            arriving.work = arriving.elsewhere()
+            arriving.detour = arriving.elsewhere()
         else:
-            arriving.buffer.copy_(self._ring[start : start + len(arriving.buffer)])
-        arriving.arrived = True
+            arriving.tensors, arriving.arrival = self._ring.read(start, arriving.layouts)
+        arriving.announced = True
 
     def _read(self) -> None:
         if not self._ready.poll(1e3 * self.timeout_s):
@@ -133,44 +185,46 @@ class Outgoing:
     def __init__(self, process: int, memory: int, writing: int, timeout_s: float):
         self.timeout_s = timeout_s
         with open(f"/proc/{process}/fd/{memory}", "r+b", buffering=0) as file:
-            self._ring = _mapped(file.fileno())
+            self._ring = Ring(file.fileno())
         pipe = os.open(f"/proc/{process}/fd/{writing}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._pipe = os.fdopen(pipe, "wb", buffering=0)
         self._held: deque[int] = deque()
         self._next = 0
 
-    def room(self, nbytes: int) -> torch.Tensor | None:
-        """Memory for the next message, if there is any."""
-        start = self._next if self._held else 0
+    def send(self, layouts: tuple[Layout, ...], tensors: Sequence[torch.Tensor], arrival: Callable[[], float]) -> bool:
+        """Send a message, if there is room for it; else say that it goes another way.
+
+        Args:
+            layouts: of the tensors.
+            tensors: what is sent.
+            arrival: when it arrives; asked only if it is sent.
+        """
+        start = self._room(_places(layouts)[-1])
+        if start is not None:
+            self._ring.write(start, layouts, tensors, arrival())
+        self._announce(_ELSEWHERE if start is None else start)
+        return start is not None
+
+    def _room(self, nbytes: int) -> int | None:
+        """Where the next message begins, if there is room for it."""
         size = -(-nbytes // _ALIGN) * _ALIGN
         if size > LARGEST_BYTES:
             return None
-        end = RING_BYTES
-        if self._held:
-            oldest = self._held[0]
-            if start <= oldest:
-                end = oldest
-            elif start + size > RING_BYTES:
-                start, end = 0, oldest
+        # An empty ring is used from its start, so that few pages are touched.
+        start, end = (self._next, self._held[0]) if self._held else (0, RING_BYTES)
+        if start > end:
+            start, end = (start, RING_BYTES) if start + size <= RING_BYTES else (0, end)
         if start + size > end:
             return None
         self._held.append(start)
         self._next = start + size
-        return self._ring[start : start + nbytes]
+        return start
 
     def wait(self) -> None:
         """The oldest message has been copied out; its room is free."""
         self._held.popleft()
 
-    def announce(self) -> None:
-        """The message that was given room last is there."""
-        self._write(self._held[-1])
-
-    def announce_elsewhere(self) -> None:
-        """The next message goes another way."""
-        self._write(_ELSEWHERE)
-
-    def _write(self, start: int) -> None:
+    def _announce(self, start: int) -> None:
         record = _RECORD.pack(start)
         try:
             os.write(self._pipe.fileno(), record)
@@ -184,10 +238,6 @@ class Outgoing:
         if not ready.poll(1e3 * self.timeout_s):
             raise RuntimeError(f"Timed out waiting {1e3 * self.timeout_s:.0f}ms for a worker to read its messages")
         os.write(self._pipe.fileno(), record)
-
-
-def _mapped(memory: int) -> torch.Tensor:
-    return torch.frombuffer(mmap.mmap(memory, RING_BYTES), dtype=torch.uint8)
 
 
 def where_am_i() -> tuple[str, ...] | None:
@@ -225,7 +275,8 @@ def make_lines(willing: bool) -> tuple[dict[int, Incoming], dict[int, Outgoing]]
     for peer, (other, process, descriptors) in enumerate(offers):
         if peer != rank and place is not None and other == place and rank in descriptors:
             try:
-                outgoing[peer] = Outgoing(process, *descriptors[rank], timeout_s)
+                memory, writing = descriptors[rank]
+                outgoing[peer] = Outgoing(process, memory, writing, timeout_s)
             except OSError:
                 continue
     opened = _gather(list(outgoing))

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from ..topology import Topology
+from .message import Layout, Message
 from .state import State
-from .transport import Layout, Message, Transport
+from .transport import Transport
 from .vote import Vote
 
 MIB = 2.0**20

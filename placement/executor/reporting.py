@@ -22,19 +22,23 @@ def table(row: Sequence[float]) -> np.ndarray:
 
 
 def row_of(record: StepRecord) -> list[float]:
-    """What a worker tells of a step: seconds until its end, busy and in transfers, and most bytes held."""
+    """What a worker tells of a step: its origin, seconds until its end, busy and in transfers, and most bytes held."""
     end = max((interval.end_s for interval in record.intervals), default=0.0)
     busy = sum(interval.end_s - interval.start_s for interval in record.intervals)
-    return [end, busy, record.transfer_s, record.peak_bytes]
+    return [record.origin, end, busy, record.transfer_s, record.peak_bytes]
 
 
 def step_report(rows: np.ndarray, topology: Topology, source: str, timeline: tuple[Span, ...]) -> StepReport:
     """The report of a step from every worker's `row_of`; `source` is what the times are."""
+    origins, ends, busy, transfer, peak = rows.T
+    # On one host all read the same clock, and the step begins when the last worker is there.
+    one_host = len({device.host for device in topology.devices}) == 1
+    step_time = (origins + ends).max() - origins.max() if one_host else ends.max()
     return StepReport(
-        step_time_s=float(rows[:, 0].max()),
-        busy_s=rows[:, 1],
-        transfer_s=rows[:, 2],
-        peak_bytes=rows[:, 3],
+        step_time_s=float(step_time),
+        busy_s=busy,
+        transfer_s=transfer,
+        peak_bytes=peak,
         capacity_bytes=topology.memory_bytes,
         source=source,
         timeline=timeline,

@@ -78,6 +78,7 @@ class Routine:
             forward_s=(costs.forward * ratio).tolist(),
             backward_s=(costs.backward * ratio).tolist(),
             update_s=float(costs.update[rank]),
+            readers=wiring.local_readers(rank, schedule.stages),
             live_bytes=(costs.live_bytes * ratio).tolist(),
             working_bytes=float(costs.working_bytes[rank]),
         )

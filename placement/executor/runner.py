@@ -10,10 +10,11 @@ from ..schedule import Instruction, Schedule
 from ..topology import Topology
 from .batches import CapturedStep
 from .clipping import clip_gradients
+from .message import Layout
 from .pace import Interval, Pace
 from .segment import LOSS, Argument, Pass, Segment
 from .state import State
-from .transport import Expected, Layout, Transport
+from .transport import Expected, Transport
 from .wiring import Slot, Wiring
 
 
@@ -32,6 +33,7 @@ class Plan:
         forward_s: declared seconds of each stage's forward for a full microbatch (emulated devices).
         backward_s: the same for its backward.
         update_s: declared seconds of this worker's optimizer update.
+        readers: how often each value is read on this device by other stages than its own, or sent.
         live_bytes: bytes that each stage holds from forward to backward.
         working_bytes: bytes that this worker's device needs beside state and activations.
         messages: what this worker receives, by the sizes of the batch that it has been executed with.
@@ -43,6 +45,7 @@ class Plan:
     forward_s: list[float]
     backward_s: list[float]
     update_s: float
+    readers: dict[int, int]
     live_bytes: list[float]
     working_bytes: float
     messages: dict[Any, dict[int, list[Expected]]] = field(default_factory=dict)
@@ -53,6 +56,7 @@ class StepRecord:
     """What one worker saw of a step.
 
     Attributes:
+        origin: when it began, a reading of `time.monotonic`.
         outputs: loss and metrics that it computed, by op and microbatch.
         grad_norm: norm of all workers' gradients, if they were clipped.
         instructions: what it did.
@@ -61,6 +65,7 @@ class StepRecord:
         peak_bytes: most memory held at once.
     """
 
+    origin: float = 0.0
     outputs: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     grad_norm: float | None = None
     instructions: list[Instruction] = field(default_factory=list)
@@ -131,13 +136,14 @@ class Runner:
         Args:
             plan: what to do.
             micros: the batch's tensors for each microbatch.
-            origin: start of the step, a reading of `time.monotonic` that all workers agree on.
+            origin: start of the step, a reading of `time.monotonic`.
             seed: of the step's random numbers.
             scale: the loss is multiplied by it before it is differentiated.
             update: apply the gradients; else they are kept, and the next step's are added to them.
             max_grad_norm: clip all workers' gradients to this common norm before they are applied.
         """
         step = _Step(self, plan, micros, seed, scale)
+        step.record.origin = origin
         program = plan.schedule.programs[self.rank]
         self.pace.start_step(origin)
         self.transport.start_step(step.incoming())
@@ -164,7 +170,8 @@ class _Step:
         self.program = runner.program
         self.device = runner.pace.torch_device
         self.bindings = [self.program.bindings(tensors) for tensors in micros]
-        self.sizes = [self.program.sizes(bindings) for bindings in self.bindings]
+        full, last = self.program.sizes(self.bindings[0]), self.program.sizes(self.bindings[-1])
+        self.sizes = [*([full] * (len(micros) - 1)), last]
         self.batch = [[tensor.to(self.device) for tensor in tensors] for tensors in micros]
         sizes = plan.schedule.sizes
         self.weights = [size / sum(sizes) * scale for size in sizes]
@@ -173,12 +180,13 @@ class _Step:
         self.values: list[dict[int, torch.Tensor]] = [{} for _ in sizes]
         self.grads: list[dict[Slot, torch.Tensor]] = [{} for _ in sizes]
         self.passes: dict[tuple[int, int], Pass] = {}
-        self.readers_left = [dict(plan.wiring.local_readers(runner.rank, plan.schedule.stages)) for _ in sizes]
+        self.readers_left = [dict(plan.readers) for _ in sizes]
         self.arrival = 0.0
         self.ready = 0.0
         self.state_bytes = float(runner.state.nbytes())
         self.live_bytes = plan.working_bytes
         self.record = StepRecord(peak_bytes=self.state_bytes)
+        self._compute = {"forward": self._forward, "backward": self._backward, "update": self._update}
 
     def incoming(self) -> dict[int, list[Expected]]:
         """The messages this worker will receive from each other, in order."""
@@ -193,7 +201,7 @@ class _Step:
     def _expected(self, send: Instruction, acknowledges: int) -> Expected:
         ops = self._ops_of(send, self.runner.rank)
         bindings = self.bindings[send.micro]
-        layouts = [Layout(self.program.shape(op, bindings), self.program.dtype(op)) for op in ops]
+        layouts = tuple(Layout(self.program.shape(op, bindings), self.program.dtype(op)) for op in ops)
         return Expected((send.direction, send.stage, send.micro), layouts, acknowledges)
 
     def _ops_of(self, message: Instruction, target: int) -> list[int]:
@@ -210,9 +218,7 @@ class _Step:
         else:
             self.runner.pace.begin(self.arrival)
             self.arrival = 0.0
-            seconds = {"forward": self._forward, "backward": self._backward, "update": self._update}[instruction.kind](
-                instruction
-            )
+            seconds = self._compute[instruction.kind](instruction)
             self.ready = self.runner.pace.end(seconds)
             self.record.instructions.append(instruction)
 

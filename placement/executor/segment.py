@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from ..program import Program
+from ..program import Program, node_inputs
 from .fanout import fanout
 from .wiring import Slot, Wiring
 
@@ -37,9 +37,9 @@ class Pass:
 class Segment:
     """The ops of one stage, generated as one Python function.
 
-    Every value that several ops read goes through `fanout`, and every gradient slot has a tensor of its own, so that
-    gradients are summed in the order of a plain backward pass whatever the placement. Ops that draw random numbers are
-    seeded by step, microbatch and op.
+    Every gradient slot has a tensor of its own, and a value that other stages read besides this one goes through `fanout`, so
+    that gradients are summed in the order of a plain backward pass whatever the placement. Ops that draw random numbers
+    are seeded by step, microbatch and op.
 
     Args:
         program: the captured model.
@@ -168,9 +168,9 @@ class _Builder:
         return readers
 
     def _spread(self, op: int, value: fx.Node, readers: list[Any]) -> None:
-        """Give every reader of a value its own reference."""
+        """Give every reader of a value its own reference, where autograd would not add their gradients in our order."""
         aliases = [value] * len(readers)
-        if len(readers) > 1:
+        if len(readers) > 1 and any(isinstance(r, Slot) or self._reads_often(r, op) for r in readers):
             spread = self.graph.call_function(fanout, (value, len(readers)))
             aliases = [self.graph.call_function(_item, (spread, i)) for i in range(len(readers))]
         for reader, alias in zip(readers, aliases, strict=True):
@@ -178,6 +178,10 @@ class _Builder:
                 self.roots[reader] = alias
             else:
                 self.alias[op, reader] = alias
+
+    def _reads_often(self, reader: int, op: int) -> bool:
+        """Whether an op has a value as several arguments: their gradients are added first, as they are on another device."""
+        return list(node_inputs(self.program.nodes[reader])).count(self.program.nodes[op]) > 1
 
     def _read(self, source: fx.Node, reader: int) -> fx.Node:
         op = self.position.get(source)

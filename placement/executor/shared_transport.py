@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from ..topology import Topology
-from .lines import make_lines
-from .transport import Layout, Message, Transport, framed, header_bytes, offsets
+from .lines import Arriving, make_lines
+from .message import Layout, Message, layouts_of, payload_bytes
+from .transport import Transport
 
 
 class SharedTransport(Transport):
@@ -26,46 +27,52 @@ class SharedTransport(Transport):
         super().__init__(topology, rank, device)
         self._incoming, self._outgoing = make_lines(willing=device.type == "cpu")
 
-    def _post_receive(self, message: Message, source: int, number: int) -> Any:
-        def over_gloo() -> Any:
-            return super(SharedTransport, self)._post_receive(message, source, number)
-
+    def _post(self, source: int) -> None:
         line = self._incoming.get(source)
-        return over_gloo() if line is None else line.expect(message.buffer, over_gloo)
+        if line is None:
+            super()._post(source)
+            return
+        expected = self._waiting[source].popleft()
+        self._ahead[source].append(expected.payload)
+        number = self._next_number(source)
+        # Nearly always it comes through the ring, and needs no buffer.
+        self._posted[expected.key] = (
+            line.expect(expected.layouts, lambda: self._detour(self.blank(expected.layouts), source, number)),
+            None,
+        )
+
+    def _post_receive(self, message: Message, source: int, number: int) -> Any:
+        line = self._incoming.get(source)
+        if line is None:
+            return super()._post_receive(message, source, number)
+        return line.expect(tuple(message.layouts), lambda: self._detour(message, source, number))
+
+    def _detour(self, message: Message, source: int, number: int) -> tuple[Any, Message]:
+        return super()._post_receive(message, source, number), message
+
+    def _contents(self, work: Any, message: Message) -> tuple[list[torch.Tensor], float]:
+        return (work.tensors, work.arrival) if isinstance(work, Arriving) else super()._contents(work, message)
 
     def send(self, target: int, tensors: Sequence[torch.Tensor], ready: float) -> None:
         """See `Transport`."""
-        message = self._in_ring(target, [Layout(tuple(tensor.shape), tensor.dtype) for tensor in tensors])
-        if message is None:
+        if target not in self._outgoing:
             super().send(target, tensors, ready)
             return
-        message.fill(tensors, non_blocking=False)
-        self._stamp(message, target, ready)
-        self._announce(target)
-        self._count(target, message)
-
-    def _in_ring(self, target: int, layouts: list[Layout]) -> Message | None:
-        """A message with nothing in it yet that lies in the ring already, if there is room for it."""
-        line = self._outgoing.get(target)
-        if line is None:
-            return None
-        places = offsets(layouts, header_bytes(len(layouts)))
-        room = line.room(places[-1])
-        return None if room is None else framed(layouts, places, room)
-
-    def _announce(self, target: int) -> None:
-        line = self._outgoing[target]
-        line.announce()
-        self._sends[target].append((line, None))
+        layouts = layouts_of(tensors)
+        if not self._send_over_line(target, layouts, tensors, ready):
+            super()._post_send(self.pack(tensors), target, int(self._numbers[target]), ready)
+        self._count(target, payload_bytes(layouts))
 
     def _post_send(self, message: Message, target: int, number: int, ready: float) -> None:
-        line = self._outgoing.get(target)
-        room = None if line is None else line.room(len(message.buffer))
-        if room is not None:
-            self._stamp(message, target, ready)
-            room.copy_(message.buffer)
-            self._announce(target)
-            return
-        if line is not None:
-            line.announce_elsewhere()
-        super()._post_send(message, target, number, ready)
+        on_line = target in self._outgoing
+        if not on_line or not self._send_over_line(target, tuple(message.layouts), message.tensors(), ready):
+            super()._post_send(message, target, number, ready)
+
+    def _send_over_line(
+        self, target: int, layouts: tuple[Layout, ...], tensors: Sequence[torch.Tensor], ready: float
+    ) -> bool:
+        line = self._outgoing[target]
+        sent = line.send(layouts, tensors, lambda: self._arrival(target, payload_bytes(layouts), ready))
+        if sent:
+            self._sends[target].append((line, None))
+        return sent

@@ -1,12 +1,10 @@
 """Messages between workers: all tensors of a message in one buffer, received ahead, over torch.distributed."""
 
-import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,23 +13,10 @@ import torch.distributed as dist
 from ..stage_costs import RECEIVES_AHEAD
 from ..topology import Topology
 from .channels import Channels
+from .message import Layout, Message, framed, header_bytes, layouts_of, offsets, payload_bytes
 
 AHEAD_BYTES = 2.0**16
 """More receives are posted ahead on a link, as long as all their buffers together are smaller than this."""
-
-ALIGN = 16
-
-
-class Layout(NamedTuple):
-    """Shape and type of one tensor of a message."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor's elements."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass
@@ -39,78 +24,13 @@ class Expected:
     """A message to be received: what identifies it, what is in it, and how many of this worker's the sender has taken in."""
 
     key: Any
-    layouts: list[Layout]
+    layouts: tuple[Layout, ...]
     acknowledges: int = 0
 
     @property
     def payload(self) -> int:
         """Bytes of the tensors' elements."""
-        return sum(layout.nbytes for layout in self.layouts)
-
-
-@dataclass
-class Message:
-    """The buffer that a message's tensors travel in.
-
-    Attributes:
-        layouts: of its tensors.
-        places: where each tensor begins in the buffer, and where the last ends, bytes.
-        buffer: all of them, `uint8`.
-        codes: memory order of each tensor, as `encode_order` gives it; part of the buffer, or sent ahead of it.
-    """
-
-    layouts: list[Layout]
-    places: list[int]
-    buffer: torch.Tensor
-    codes: torch.Tensor
-
-    @property
-    def payload(self) -> int:
-        """Bytes of the tensors' elements."""
-        return sum(layout.nbytes for layout in self.layouts)
-
-    def fill(self, tensors: Sequence[torch.Tensor], non_blocking: bool) -> None:
-        """Copy tensors in, each laid out as it lies in memory."""
-        codes = self.codes.numpy()
-        for i, (tensor, layout) in enumerate(zip(tensors, self.layouts, strict=True)):
-            part = self.buffer[self.places[i] : self.places[i] + layout.nbytes].view(layout.dtype)
-            if tensor.is_contiguous():
-                codes[i] = _in_order(tensor.dim())
-                part.view(tensor.shape).copy_(tensor, non_blocking=non_blocking)
-                continue
-            order = memory_order(tensor)
-            codes[i] = encode_order(order)
-            part.copy_(tensor.permute(order).reshape(-1), non_blocking=non_blocking)
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Its tensors, as views of the buffer."""
-        views = []
-        for i, (layout, code) in enumerate(zip(self.layouts, self.codes.tolist(), strict=False)):
-            part = self.buffer[self.places[i] : self.places[i] + layout.nbytes].view(layout.dtype)
-            if code == _in_order(len(layout.shape)):
-                views.append(part.view(layout.shape))
-                continue
-            order = decode_order(int(code), len(layout.shape))
-            views.append(part.view([layout.shape[d] for d in order]).permute(np.argsort(order).tolist()))
-        return views
-
-
-def header_bytes(count: int) -> int:
-    """Bytes before the tensors: the arrival time, and a code of each tensor's memory order."""
-    return -(-8 * (1 + count) // ALIGN) * ALIGN
-
-
-def offsets(layouts: Sequence[Layout], header: int) -> list[int]:
-    """Where each tensor of a message begins behind a header of so many bytes, and where the last ends."""
-    places = [header]
-    for layout in layouts:
-        places.append(places[-1] + -(-layout.nbytes // ALIGN) * ALIGN)
-    return places
-
-
-def framed(layouts: list[Layout], places: list[int], buffer: torch.Tensor) -> Message:
-    """A message whose header and tensors are in `buffer`."""
-    return Message(layouts, places, buffer, buffer[8 : 8 * (1 + len(layouts))].view(torch.float64))
+        return payload_bytes(self.layouts)
 
 
 class Transport:
@@ -148,7 +68,7 @@ class Transport:
         self._gone = np.zeros(self.num_devices, int)
         self._ahead: dict[int, deque[int]] = {source: deque() for source in incoming}
         self._waiting = {source: deque(messages) for source, messages in incoming.items()}
-        self._posted: dict[Any, tuple[Any, Message]] = {}
+        self._posted: dict[Any, tuple[Any, Any]] = {}
         self._source = {message.key: source for source, messages in incoming.items() for message in messages}
         self._acknowledges = {m.key: m.acknowledges for messages in incoming.values() for m in messages}
         for source in incoming:
@@ -165,23 +85,26 @@ class Transport:
         self._ahead[source].append(expected.payload)
         self.expect(expected.key, source, self.blank(expected.layouts))
 
-    def blank(self, layouts: list[Layout]) -> Message:
+    def blank(self, layouts: Sequence[Layout]) -> Message:
         """A message with nothing in it yet."""
-        places = offsets(layouts, header_bytes(len(layouts)))
+        places = offsets(tuple(layouts), header_bytes(len(layouts)))
         return framed(layouts, places, torch.empty(places[-1], dtype=torch.uint8, pin_memory=self.pinned))
 
     def pack(self, tensors: Sequence[torch.Tensor]) -> Message:
         """A message of these tensors."""
-        message = self.blank([Layout(tuple(t.shape), t.dtype) for t in tensors])
+        message = self.blank(layouts_of(tensors))
         message.fill(tensors, non_blocking=self.pinned)
         return message
 
     def expect(self, key: Any, source: int, message: Message) -> None:
         """Start receiving the next message of a link into `message`; `receive` knows it as `key`."""
         self._source[key] = source
-        work = self._post_receive(message, source, int(self._expected[source]))
+        self._posted[key] = self._post_receive(message, source, self._next_number(source)), message
+
+    def _next_number(self, source: int) -> int:
+        """The number on its link of the next message that is received."""
         self._expected[source] += 1
-        self._posted[key] = (work, message)
+        return int(self._expected[source]) - 1
 
     def _post_receive(self, message: Message, source: int, number: int) -> Any:
         return dist.irecv(message.buffer, src=source, tag=number)
@@ -193,18 +116,14 @@ class Transport:
     def dispatch(self, target: int, message: Message, ready: float) -> None:
         """Start sending a message that `pack` has made."""
         self._post_send(message, target, int(self._numbers[target]), ready)
-        self._count(target, message)
+        self._count(target, message.payload)
 
-    def _count(self, target: int, message: Message) -> None:
+    def _count(self, target: int, payload: int) -> None:
         self._numbers[target] += 1
-        self.sent_bytes[target] += message.payload
-
-    def _stamp(self, message: Message, target: int, ready: float) -> None:
-        """Write down in a message when it will have arrived."""
-        message.buffer[:8].view(torch.float64)[0] = self._arrival(target, message.payload, ready)
+        self.sent_bytes[target] += payload
 
     def _post_send(self, message: Message, target: int, number: int, ready: float) -> None:
-        self._stamp(message, target, ready)
+        message.header[0] = self._arrival(target, message.payload, ready)
         if self.pinned:
             torch.cuda.current_stream(self.device).synchronize()
         work = dist.isend(message.buffer, dst=target, tag=number)
@@ -230,10 +149,15 @@ class Transport:
         self._free(source, self._acknowledges.get(key, 0))
         if not self.emulated:
             self.transfer_s += time.monotonic() - begin
-        tensors = message.tensors()
+        tensors, arrival = self._contents(work, message)
         if self.pinned:
             tensors = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
-        return tensors, float(message.buffer[:8].view(torch.float64)[0])
+        return tensors, arrival
+
+    def _contents(self, work: Any, message: Message) -> tuple[list[torch.Tensor], float]:
+        """What is in a message that has come in, and when it has arrived."""
+        del work  # it has put all into the message
+        return message.tensors(), float(message.header[0])
 
     def _next(self, source: int) -> None:
         """Another message of a link is taken out."""
@@ -263,29 +187,3 @@ class Transport:
             for work, _ in sends:
                 work.wait()
         self._sends.clear()
-
-
-def memory_order(tensor: torch.Tensor) -> list[int]:
-    """Dimensions from outermost to innermost in memory, if the elements fill their memory; else in their own order.
-
-    The receiver lays a tensor out as the sender did, so that the same kernels run on it.
-    """
-    strides = tensor.stride()
-    order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
-    return order if tensor.permute(order).is_contiguous() else list(range(tensor.dim()))
-
-
-def encode_order(order: Sequence[int]) -> int:
-    """A permutation of fewer than 16 dimensions as one number."""
-    return sum(d << (4 * i) for i, d in enumerate(order))
-
-
-@cache
-def _in_order(dimensions: int) -> int:
-    """The code of a contiguous tensor."""
-    return encode_order(range(dimensions))
-
-
-def decode_order(code: int, dimensions: int) -> list[int]:
-    """The inverse of `encode_order`."""
-    return [(code >> (4 * i)) & 15 for i in range(dimensions)]

@@ -67,7 +67,7 @@ class Wiring:
             if stages.device[stage] == device:
                 for op in ops:
                     count[op] += 1
-        return count
+        return dict(count)
 
 
 def wire(program: Program, stages: Stages) -> Wiring:

@@ -63,17 +63,19 @@ class RandomDag(nn.Module):
         super().__init__()
         rng = np.random.default_rng(seed)
         self.sources = [sorted(set(rng.integers(0, i + 1, rng.integers(1, 4)).tolist())) for i in range(nodes)]
-        self.kinds = rng.integers(0, 3, nodes).tolist()
+        self.kinds = rng.integers(0, 4, nodes).tolist()
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(nodes))
         self.head = nn.Linear(width, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         values = [x]
         for sources, kind, layer in zip(self.sources, self.kinds, self.layers, strict=True):
-            total = values[sources[0]]
+            first = total = values[sources[0]]
             for other in sources[1:]:
                 total = total + values[other]
-            values.append((torch.tanh(layer(total)), torch.sin(total), layer(total) * total)[kind])
+            # The last reads one value twice with one op.
+            results = torch.tanh(layer(total)), torch.sin(total), layer(total) * total, torch.sin(first * first + total)
+            values.append(results[kind])
         return self.head(sum(values[1:], torch.zeros_like(x)))
 
 
