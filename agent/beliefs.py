@@ -40,6 +40,7 @@ class Beliefs:
         window: steps that a reading is the median of, and that a drift has to last.
         grain: ratios are rounded to it, and beliefs change by at least half of it.
         max_groups: groups of ops that have a factor each.
+        clipping: whether the run clips gradients by their common norm.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Beliefs:
         window: int = 3,
         grain: float = GRAIN,
         max_groups: int = 256,
+        clipping: bool = False,
     ):
         self.graph = graph
         self.topology = topology
@@ -60,6 +62,7 @@ class Beliefs:
         self.optimizer_state = optimizer_state
         self.window = window
         self.grain = grain
+        self.clipping = clipping
         self._factors = Factors(graph, topology, max_groups)
         self._first = self._clock(np.ones(len(self._factors.spread)))
         self._learned: list[Readings] = []
@@ -95,7 +98,7 @@ class Beliefs:
         costs = make_costs(self.graph, topology, self.profile, self.optimizer_state)
         of_op = values[factors.group_of][:, None]
         costs = replace(costs, forward_s=costs.forward_s * of_op, backward_s=costs.backward_s * of_op)
-        return SimulatedClock(self.graph, topology, costs, self.sizes)
+        return SimulatedClock(self.graph, topology, costs, self.sizes, clipping=self.clipping)
 
     def sample(self, rng: np.random.Generator) -> SimulatedClock:
         """The simulator with costs as they might be, drawn from what is believed."""

@@ -100,6 +100,11 @@ class Pilot:
 def _controller(executor: Executor, total_steps: int, config: ControllerConfig | None) -> Controller:
     sizes = tuple(part_sizes(executor.batch_size, executor.micro_size))
     beliefs = Beliefs(
-        executor.graph, executor.topology, executor.profile, sizes, executor.optimizer_state_per_parameter
+        executor.graph,
+        executor.topology,
+        executor.profile,
+        sizes,
+        executor.optimizer_state_per_parameter,
+        clipping=executor.max_grad_norm is not None,
     )
     return Controller(beliefs, executor.placement, executor.op_bytes, total_steps, config)

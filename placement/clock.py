@@ -93,17 +93,28 @@ class SimulatedClock:
         costs: seconds and bytes of every op on every device.
         sizes: samples in each microbatch, the first a full one.
         run_ahead: microbatches a stage may start beyond 1F1B's bound.
+        clipping: whether gradients are clipped by their common norm: every device then waits with its update until it has
+            heard of the last backward pass of all.
     """
 
-    def __init__(self, graph: Graph, topology: Topology, costs: Costs, sizes: Sequence[int] = (1,), run_ahead: int = 1):
+    def __init__(
+        self,
+        graph: Graph,
+        topology: Topology,
+        costs: Costs,
+        sizes: Sequence[int] = (1,),
+        run_ahead: int = 1,
+        clipping: bool = False,
+    ):
         self.graph = graph
         self.topology = topology
         self.costs = costs
         self.sizes = tuple(sizes)
         self.microbatches = len(self.sizes)
         self.run_ahead = run_ahead
+        self.clipping = clipping
         self.edges = adjacency(graph)
-        self._ops = op_costs(graph, topology, costs, fractions(self.sizes))
+        self._ops = op_costs(graph, topology, costs, fractions(self.sizes), clipping)
         self._cut = self.edges, graph.requires_grad, graph.output_bytes, topology.num_devices
 
     @staticmethod
@@ -184,8 +195,8 @@ class SimulatedClock:
         for device, name in enumerate(names):
             mine = stages.device == device
             if mine.any():
-                end, compute = trace.end[mine].max(), (trace.end[mine] - trace.start[mine]).sum()
-                spans.append(Span(name, "update", float(end), float(end + trace.busy[device] - compute)))
+                start, compute = trace.update_start[device], (trace.end[mine] - trace.start[mine]).sum()
+                spans.append(Span(name, "update", float(start), float(start + trace.busy[device] - compute)))
         return sorted(spans, key=lambda span: (span.start_s, span.lane, span.name))
 
 

@@ -29,6 +29,7 @@ class Trace(NamedTuple):
         busy: seconds each device computes, `float64[d]`.
         transfer: seconds each device's outgoing links are taken.
         peak_live_bytes: most activation bytes held at once on each device.
+        update_start: seconds at which each device's optimizer update begins, `float64[d]`.
         order: position of every instruction in the order in which they start, `int64[s, m, 2]`; -1 where there is none.
         step_time: seconds until the last update has ended.
     """
@@ -40,6 +41,7 @@ class Trace(NamedTuple):
     busy: Floats
     transfer: Floats
     peak_live_bytes: Floats
+    update_start: Floats
     order: Ints
     step_time: float
 
@@ -53,7 +55,7 @@ def list_schedule(stages: Stages, costs: StageCosts, run_ahead: int) -> Trace:
     step_time = _run(costs, _state(stages, costs, run_ahead), trace, True)
     return Trace(
         trace.start, trace.end, trace.message_start, trace.message_end,
-        trace.busy, trace.transfer, trace.peak_live_bytes, trace.order, step_time,
+        trace.busy, trace.transfer, trace.peak_live_bytes, trace.update_start, trace.order, step_time,
     )  # fmt: skip
 
 
@@ -72,6 +74,7 @@ def _trace(instructions: tuple[int, int, int], messages: tuple[int, int], num_de
         np.full(instructions, -1.0),
         np.full(messages, -1.0),
         np.full(messages, -1.0),
+        np.zeros(num_devices),
         np.zeros(num_devices),
         np.zeros(num_devices),
         np.zeros(num_devices),
@@ -354,6 +357,17 @@ def _run(costs: StageCosts, state: _State, trace: Trace, record: bool) -> float:
                     started += 1
     step_time = 0.0
     for name in range(state.devices.shape[0]):
-        step_time = max(step_time, state.devices[name].last_end + costs.update[name])
+        trace.update_start[name] = _update_start(name, costs, state)
+        step_time = max(step_time, trace.update_start[name] + costs.update[name])
         trace.busy[name] += costs.update[name]
     return step_time
+
+
+@inlined
+def _update_start(name: int, costs: StageCosts, state: _State) -> float:
+    """When a device has done its passes; with clipping, when it has also heard of every other device's last one."""
+    start = state.devices[name].last_end
+    if costs.clipping:
+        for other in range(state.devices.shape[0]):
+            start = max(start, state.devices[other].last_end + costs.latency[other, name])
+    return start

@@ -38,6 +38,7 @@ class OpCosts(NamedTuple):
     channels: Ints
     num_channels: int
     fraction: Floats
+    clipping: bool
 
 
 class StageCosts(NamedTuple):
@@ -55,6 +56,7 @@ class StageCosts(NamedTuple):
         channels: numbers of channels, fewer than `num_channels`.
         num_channels: how many channels there are.
         fraction: size of each microbatch relative to a full one, `float64[m]`.
+        clipping: whether every update waits for the last pass of all devices.
     """
 
     forward: Floats
@@ -68,9 +70,10 @@ class StageCosts(NamedTuple):
     channels: Ints
     num_channels: int
     fraction: Floats
+    clipping: bool
 
 
-def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats) -> OpCosts:
+def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats, clipping: bool = False) -> OpCosts:
     """The compiled form of what a clock knows.
 
     Args:
@@ -78,6 +81,7 @@ def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats) -
         topology: devices and links.
         costs: of the graph on the topology.
         fraction: size of each microbatch relative to a full one, `float64[m]`.
+        clipping: whether gradients are clipped by their common norm.
     """
     start, channels = topology.channels
     return OpCosts(
@@ -98,6 +102,7 @@ def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats) -
         channels=channels,
         num_channels=topology.num_channels,
         fraction=fraction,
+        clipping=clipping,
     )
 
 
@@ -136,7 +141,7 @@ def sum_over_stages(stages: Stages, devices: Ints, ops: OpCosts) -> StageCosts:
         _add_messages(stages.grad_start, stages.grad, stages.grad_bytes, stages.device, ops, backward)
     return StageCosts(
         forward, backward, live, working, update, ops.latency, ops.seconds_per_byte,
-        ops.channel_start, ops.channels, ops.num_channels, ops.fraction,
+        ops.channel_start, ops.channels, ops.num_channels, ops.fraction, ops.clipping,
     )  # fmt: skip
 
 

@@ -49,4 +49,5 @@ def _median_step(executor: Executor, batch: Any) -> float:
 def _with_speed(executor: Executor, speed: NDArray[np.float64]) -> SimulatedClock:
     topology = executor.topology.with_speed(speed)
     costs = make_costs(executor.graph, topology, executor.profile, executor.optimizer_state_per_parameter)
-    return SimulatedClock(executor.graph, topology, costs, executor.clock().sizes)
+    before = executor.clock()
+    return SimulatedClock(before.graph, topology, costs, before.sizes, clipping=before.clipping)

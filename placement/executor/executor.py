@@ -62,7 +62,7 @@ class Executor:
         seed: of the random numbers that ops draw.
         max_grad_norm: before an update, gradients are scaled such that the norm of all of them together is at most this,
             as by `torch.nn.utils.clip_grad_norm_`; infinity only measures it. Every device then waits with its update
-            for the last backward of all, which the simulator does not count.
+            for the last backward of all.
         autocast: run model and loss under `torch.autocast` in this type (`torch.bfloat16`), on the model's kind of device.
 
     Attributes:
@@ -117,7 +117,8 @@ class Executor:
         self._state = State(self.program, model, optimizer, self._pace.torch_device)
         self.profile = self._profile(profile, captured.example)
         self._runner = self._make_runner(captured)
-        self._training = Routine(captured, self._runner, topology, self.profile)
+        clipping = max_grad_norm is not None
+        self._training = Routine(captured, self._runner, topology, self.profile, clipping)
         self._routines: dict[bool, list[Routine]] = {True: [self._training], False: []}
         self._slow = np.ones(topology.num_devices)
         self._set_costs()
@@ -280,7 +281,8 @@ class Executor:
                 f"({graph.num_ops}, not {self.graph.num_ops}), which have no placement"
             )
         profile = estimate(graph, self.profile, self.graph)
-        routine = Routine(captured, self._make_runner(captured), self.topology, profile)
+        clipping = training and self.max_grad_norm is not None
+        routine = Routine(captured, self._make_runner(captured), self.topology, profile, clipping)
         routine.set_costs(self._slowed, self.optimizer_state_per_parameter)
         self._place(routine)
         return routine

@@ -27,15 +27,19 @@ class Routine:
         runner: executes it on this worker.
         topology: the devices.
         profile: op times of one microbatch on a device of speed 1.
+        clipping: whether gradients are clipped before an update.
     """
 
-    def __init__(self, captured: CapturedStep, runner: Runner, topology: Topology, profile: Profile):
+    def __init__(
+        self, captured: CapturedStep, runner: Runner, topology: Topology, profile: Profile, clipping: bool = False
+    ):
         self.captured = captured
         self.program = captured.program
         self.graph = captured.program.graph
         self.runner = runner
         self.topology = topology
         self.profile = profile
+        self.clipping = clipping
         self._plans: dict[tuple[int, ...], Plan] = {}
 
     def set_costs(self, slowed: Topology, optimizer_state_per_parameter: float) -> None:
@@ -50,7 +54,7 @@ class Routine:
 
     def clock(self, sizes: list[int]) -> SimulatedClock:
         """The simulator that schedules are made with, for microbatches of these sizes."""
-        return SimulatedClock(self.graph, self.topology, self._costs, sizes)
+        return SimulatedClock(self.graph, self.topology, self._costs, sizes, clipping=self.clipping)
 
     def plan(self, sizes: list[int]) -> Plan:
         """What to do for microbatches of these sizes; every worker asks for it at once, worker 0 makes the schedule."""

@@ -59,7 +59,8 @@ def draw_problem(draw, most_ops=14, most_devices=4, most_micro=5):
     sizes = [4] * micro
     if micro > 1:
         sizes[-1] = draw(st.integers(1, 4))
-    clock = SimulatedClock(graph, topology, make_costs(graph, topology, profile), sizes, draw(st.integers(0, 2)))
+    costs, run_ahead, clipping = make_costs(graph, topology, profile), draw(st.integers(0, 2)), draw(st.booleans())
+    clock = SimulatedClock(graph, topology, costs, sizes, run_ahead, clipping)
     where = np.array(draw(st.lists(st.integers(0, devices - 1), min_size=ops, max_size=ops)), np.int64)
     return SimpleNamespace(
         graph=graph,

@@ -284,3 +284,16 @@ def test_two_links_over_one_bus_take_twice_as_long():
         clock = SimulatedClock(graph_forward, topology, make_costs(graph, topology, profile))
         times.append(clock.step_time(np.array([0, 1, 2])))
     assert times == [pytest.approx(1.0), pytest.approx(2.0)]
+
+
+def test_with_clipping_an_update_waits_until_its_device_has_heard_of_the_last_backward_of_all():
+    graph = make_graph("pair", [(0, 1)], 2, output_bytes=0.0, batch_size=1)
+    devices = tuple(Device(name, "emulated", 1e9) for name in ("d0", "d1"))
+    topology = Topology("pair", devices, uniform_links(["d0", "d1"], 0.5, 1.0))
+    costs = make_costs(graph, topology, Profile(np.ones(2), 2 * np.ones(2), np.array([1.0, 10.0]), "drawn"))
+    apart = np.array([0, 1])
+    # d0: forward to 1. d1: forward from 1.5, backward to 4.5. d0: backward from 5 to 7. What d0 found reaches d1 at 7.5.
+    for clipping, starts, step_time in ((False, [7.0, 4.5], 14.5), (True, [7.0, 7.5], 17.5)):
+        clock = SimulatedClock(graph, topology, costs, clipping=clipping)
+        assert clock.trace(apart)[1].update_start.tolist() == starts
+        assert clock.step_time(apart) == step_time

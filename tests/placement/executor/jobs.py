@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from segue.placement.clock import SimulatedClock
 from segue.placement.errors import SegueError
 from segue.placement.executor import Executor, MeasuredClock, MoveFailed, probe
 from segue.placement.executor import executor as executor_module
@@ -45,7 +46,7 @@ def batch_of(case: str, step: int) -> Any:
     return CASES[case][1](step, 5 if step == SHORT_STEP else 8)
 
 
-def make_executor(case: str, topology: Topology) -> Executor:
+def make_executor(case: str, topology: Topology, max_grad_norm: float | None = None) -> Executor:
     build, batch, loss_fn = CASES[case]
     torch.manual_seed(0)
     model = build().train()
@@ -58,6 +59,7 @@ def make_executor(case: str, topology: Topology) -> Executor:
         topology=topology,
         microbatches=MICROBATCHES,
         seed=3,
+        max_grad_norm=max_grad_norm,
     )
 
 
@@ -206,6 +208,21 @@ def paced(topology: Topology) -> dict[str, Any]:
         predicted.append(executor.clock().step_time(executor.placement.devices))
     assert report.timeline
     return {"measured": measured, "predicted": predicted, "busy": report.busy_s.tolist(), "spans": report.timeline}
+
+
+def clipped(topology: Topology) -> dict[str, float]:
+    """An emulated step whose gradients are clipped, beside the simulator's, which also says what it is without."""
+    executor = make_executor("branches", topology, max_grad_norm=1.0)
+    ops = executor.graph.num_ops
+    executor.apply(Placement(colocate((np.arange(ops) >= ops // 2).astype(np.int64), executor.graph), MICROBATCHES))
+    for _ in range(2):
+        executor.step(batch_of("branches", 0))
+    assert executor.report is not None
+    clock = executor.clock()
+    without = SimulatedClock(clock.graph, clock.topology, clock.costs, clock.sizes)
+    devices = executor.placement.devices
+    predicted, unclipped = clock.step_time(devices), without.step_time(devices)
+    return {"measured": executor.report.step_time_s, "predicted": predicted, "without": unclipped}
 
 
 def measured_clock(topology: Topology) -> dict[str, Any]:

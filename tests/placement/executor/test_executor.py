@@ -90,6 +90,16 @@ def test_an_emulated_step_takes_the_time_that_the_simulator_predicts() -> None:
         assert all(a[1] <= b[0] + 1e-9 for a, b in itertools.pairwise(bars))
 
 
+def test_an_emulated_step_that_clips_waits_as_the_simulator_predicts() -> None:
+    names = ["dev0", "dev1"]
+    devices = tuple(Device(name, "emulated", 1e9, 0.02) for name in names)
+    slow = Topology("slow", devices, uniform_links(names, 1.0, 1e9))
+    for found in launch(jobs.clipped, slow, slow, timeout_s=LIMIT_S):
+        wait = found["predicted"] - found["without"]
+        assert wait == pytest.approx(1.0, rel=0.05)
+        assert 0.99 * found["predicted"] < found["measured"] < found["predicted"] + wait / 2
+
+
 def test_measured_clock_trains_while_it_measures(runs: list) -> None:
     result = launch(jobs.measured_clock, cpu_devices(2), cpu_devices(2), timeout_s=LIMIT_S)[0]
     assert result["losses"] == runs[0]["branches"][0][0]
