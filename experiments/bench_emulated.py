@@ -27,7 +27,7 @@ from ..placement.planners import plan
 from ..placement.profile import measure_profile
 from ..placement.strategies import naive
 from ..placement.topology import Topology
-from ..placement.transfers import hidden_share, step_transfers
+from ..placement.transfers import step_transfers
 from .measure import MeasureJob
 from .zoo.example import build_example
 
@@ -178,7 +178,7 @@ def _turn(executor: Executor, job: MeasureJob, batch: Any, so_far: Turns) -> Tur
         step_times_s=(*so_far.step_times_s, *times),
         transfers=len(sent),
         transfer_s=sum(transfer.duration_s for transfer in sent),
-        hidden=hidden_share(sent),
+        hidden=report.hidden_share or 0.0,
         waited_s=sum(transfer.waited_s for transfer in sent),
         overruns=so_far.overruns + late,
     )

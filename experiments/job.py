@@ -274,7 +274,11 @@ class _Job:
     def _write_trace(self, when: str) -> None:
         predicted = self.executor.clock().step(self.executor.placement, timeline=True)
         report = self._report()
-        timelines = {"predicted (simulated)": predicted.timeline, f"run ({report.source})": report.timeline}
+        ways = {"predicted": predicted, "run": report}
+        timelines = {
+            f"{way} ({step.source}, {step.hidden_share:.0%} of the transfer time hidden)": step.timeline
+            for way, step in ways.items()
+        }
         write_traces(self.folder / f"trace-{when}.json", timelines)
 
     def _save_placement(self, name: str, predicted_s: float | None = None) -> None:

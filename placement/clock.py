@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numba import njit
@@ -12,20 +12,13 @@ from .costs import Costs, fractions, microbatch_sizes
 from .graph import Graph
 from .list_schedule import Trace, list_schedule, step_time_and_memory
 from .placement import Placement
+from .span import Span
 from .stage_costs import OpCosts, StageCosts, op_costs, overflow, sum_over_stages
 from .stages import Adjacency, Stages, adjacency, build_stages
 from .topology import Topology
+from .transfers import hidden_share, step_transfers
 
 Floats = NDArray[np.float64]
-
-
-class Span(NamedTuple):
-    """One bar of a timeline: `lane` is a device, or a link as `source->target`; times in seconds from the step's start."""
-
-    lane: str
-    name: str
-    start_s: float
-    end_s: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +34,7 @@ class StepReport:
         capacity_bytes: what each device has.
         source: `simulated`, `emulated` or `measured`.
         timeline: bars of the step, if asked for.
+        ran: with a timeline, the simulator of the same graph, batch and devices, and what the step ran under.
     """
 
     step_time_s: float
@@ -50,6 +44,14 @@ class StepReport:
     capacity_bytes: Floats
     source: str
     timeline: tuple[Span, ...] = ()
+    ran: tuple["SimulatedClock", Placement] | None = None
+
+    @property
+    def hidden_share(self) -> float | None:
+        """Share of the transfer time in which the receiving device computes; none without a timeline."""
+        if self.ran is None or not self.timeline:
+            return None
+        return hidden_share(step_transfers(self.timeline, *self.ran))
 
     @property
     def waiting_s(self) -> Floats:
@@ -167,6 +169,7 @@ class SimulatedClock:
             capacity_bytes=self.topology.memory_bytes,
             source="simulated",
             timeline=tuple(self._spans(stages, trace)) if timeline else (),
+            ran=(self, placement) if timeline else None,
         )
 
     def _spans(self, stages: Stages, trace: Trace) -> list[Span]:

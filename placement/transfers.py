@@ -5,17 +5,20 @@ long a message is on its way from its link, so that they need not be recorded.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .clock import SimulatedClock, Span
 from .costs import fractions
 from .errors import SegueError
 from .list_schedule import BACKWARD, FORWARD
 from .placement import Placement
+from .span import Span
 from .stages import Stages
+
+if TYPE_CHECKING:
+    from .clock import SimulatedClock
 
 Floats = NDArray[np.float64]
 
@@ -64,7 +67,7 @@ class Ran(NamedTuple):
     end_s: float
 
 
-def step_transfers(timeline: Sequence[Span], clock: SimulatedClock, placement: Placement) -> list[Transfer]:
+def step_transfers(timeline: Sequence[Span], clock: "SimulatedClock", placement: Placement) -> list[Transfer]:
     """The messages of a step, in the order in which they set out.
 
     Links are taken as `clock.topology` describes them (declared, or as the probe found them): a message sets out when it is
@@ -98,7 +101,7 @@ def hidden_share(transfers: Sequence[Transfer]) -> float:
     return sum(transfer.hidden_s for transfer in transfers) / total if total else 1.0
 
 
-def find_instructions(timeline: Sequence[Span], clock: SimulatedClock, stages: Stages) -> list[Ran]:
+def find_instructions(timeline: Sequence[Span], clock: "SimulatedClock", stages: Stages) -> list[Ran]:
     """The forward and backward passes of a timeline, in the order in which they began.
 
     Raises:
@@ -143,7 +146,7 @@ def _outgoing(stages: Stages, direction: int) -> tuple[NDArray[np.int64], NDArra
     return stages.grad_start, stages.grad, stages.grad_bytes
 
 
-def _travel(ready: Sequence[Transfer], clock: SimulatedClock) -> list[Transfer]:
+def _travel(ready: Sequence[Transfer], clock: "SimulatedClock") -> list[Transfer]:
     """The same messages with the times that the links give them."""
     topology = clock.topology
     start, channel_of = topology.channels

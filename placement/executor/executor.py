@@ -234,7 +234,8 @@ class Executor:
         loss, rows = self._gather(routine, record, sizes)
         device = self.topology.devices[self.rank].name
         spans = gather_spans(record, plan.schedule, self.graph, device) if timeline else ()
-        self.report = step_report(rows, self.topology, self.source, spans)
+        ran = (routine.clock(sizes), routine.placement) if timeline else None
+        self.report = step_report(rows, self.topology, self.source, spans, ran)
         return loss
 
     def eval(self, batch: Any) -> float:

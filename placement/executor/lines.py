@@ -240,7 +240,7 @@ class Outgoing:
         os.write(self._pipe.fileno(), record)
 
 
-def where_am_i() -> tuple[str, ...] | None:
+def whereabouts() -> tuple[str, ...] | None:
     """What two processes have in common that can have lines between them; none if this one can have none.
 
     Containers and network namespaces of one machine are taken for hosts of their own, as their links are.
@@ -262,7 +262,7 @@ def make_lines(willing: bool) -> tuple[dict[int, Incoming], dict[int, Outgoing]]
         willing: whether this worker's messages are in host memory.
     """
     rank, timeout_s = dist.get_rank(), _timeout_s()
-    place = where_am_i() if willing else None
+    place = whereabouts() if willing else None
     incoming: dict[int, Incoming] = {}
     try:
         for peer in range(dist.get_world_size() if place is not None else 0):

@@ -8,7 +8,10 @@ import torch
 import torch.distributed as dist
 
 from ..topology import Link, Topology
+from .message import Layout
 from .probe_instructions import probe_instructions
+from .shared_transport import SharedTransport
+from .transport import Expected, Transport
 
 _SMALL, _LARGE = 1, 1 << 22
 _REPEATS = 25
@@ -32,6 +35,8 @@ def probe(topology: Topology) -> Topology:
 
 def _probe_links(topology: Topology) -> Topology:
     rank, count = dist.get_rank(), topology.num_devices
+    # As the executor's, but that nothing is copied to a GPU.
+    transport = SharedTransport(topology, rank, torch.device("cpu"))
     measured: dict[tuple[int, int], tuple[float, float]] = {}
     for a in range(count):
         for b in range(a + 1, count):
@@ -39,8 +44,8 @@ def _probe_links(topology: Topology) -> Topology:
                 continue
             if rank in (a, b):
                 peer = b if rank == a else a
-                small = _round_trip(_SMALL, peer, rank == a) / 2
-                large = _round_trip(_LARGE, peer, rank == a) / 2
+                small = _round_trip(transport, _SMALL, peer, rank == a) / 2
+                large = _round_trip(transport, _LARGE, peer, rank == a) / 2
                 measured[a, b] = (small, _LARGE / max(1e-9, large - small))
             dist.barrier()
     everyone: list[Any] = [None] * count
@@ -57,16 +62,21 @@ def _measured(link: Link, found: tuple[float, float] | None) -> Link:
     return replace(link, latency_s=found[0], bandwidth_bytes_per_s=found[1]) if found else link
 
 
-def _round_trip(size: int, peer: int, first: bool) -> float:
-    buffer = torch.zeros(size, dtype=torch.uint8)
+def _round_trip(transport: Transport, size: int, peer: int, first: bool) -> float:
+    layouts = (Layout((size,), torch.uint8),)
+    # Who answers has taken this message in too.
+    answers = [Expected(number, layouts, number + int(first)) for number in range(_REPEATS)]
+    transport.start_step({peer: answers})
+    tensor = torch.zeros(size, dtype=torch.uint8)
     times = []
-    for _ in range(_REPEATS):
+    for number in range(_REPEATS):
         start = time.perf_counter()
         if first:
-            dist.send(buffer, peer)
-            dist.recv(buffer, peer)
+            transport.send(peer, [tensor], start)
+            transport.receive(number)
         else:
-            dist.recv(buffer, peer)
-            dist.send(buffer, peer)
+            transport.receive(number)
+            transport.send(peer, [tensor], start)
         times.append(time.perf_counter() - start)
+    transport.finish_step()
     return min(times)

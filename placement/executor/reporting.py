@@ -7,9 +7,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..clock import Span, StepReport
+from ..clock import SimulatedClock, StepReport
 from ..graph import Graph
+from ..placement import Placement
 from ..schedule import Schedule
+from ..span import Span
 from ..topology import Topology
 from .runner import StepRecord
 
@@ -28,8 +30,14 @@ def row_of(record: StepRecord) -> list[float]:
     return [record.origin, end, busy, record.transfer_s, record.peak_bytes]
 
 
-def step_report(rows: np.ndarray, topology: Topology, source: str, timeline: tuple[Span, ...]) -> StepReport:
-    """The report of a step from every worker's `row_of`; `source` is what the times are."""
+def step_report(
+    rows: np.ndarray,
+    topology: Topology,
+    source: str,
+    timeline: tuple[Span, ...],
+    ran: tuple[SimulatedClock, Placement] | None,
+) -> StepReport:
+    """The report of a step from every worker's `row_of`; for the rest see `StepReport`."""
     origins, ends, busy, transfer, peak = rows.T
     # On one host all read the same clock, and the step begins when the last worker is there.
     one_host = len({device.host for device in topology.devices}) == 1
@@ -42,6 +50,7 @@ def step_report(rows: np.ndarray, topology: Topology, source: str, timeline: tup
         capacity_bytes=topology.memory_bytes,
         source=source,
         timeline=timeline,
+        ran=ran,
     )
 
 

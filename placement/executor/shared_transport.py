@@ -15,17 +15,18 @@ class SharedTransport(Transport):
     """Sends to workers of this host through a line each (see `lines`); what finds no room there goes over gloo.
 
     A sender writes a message straight into the ring and never waits. It takes the room back as the schedule tells it that
-    the receiver has taken the message in, at the latest when the step is over.
+    the receiver has taken the message in, at the latest when the step is over: all workers have to agree that it is
+    before one of them starts the next.
 
     Args:
-        topology: one worker for each device; all of them construct this together.
+        topology: one worker for each device; all of them construct this together. A GPU's worker has no lines.
         rank: this worker.
-        device: where its tensors live; a GPU's worker has no lines.
+        device: where its tensors live.
     """
 
     def __init__(self, topology: Topology, rank: int, device: torch.device):
         super().__init__(topology, rank, device)
-        self._incoming, self._outgoing = make_lines(willing=device.type == "cpu")
+        self._incoming, self._outgoing = make_lines(willing=topology.devices[rank].kind != "cuda")
 
     def _post(self, source: int) -> None:
         line = self._incoming.get(source)

@@ -67,6 +67,14 @@ def test_without_transfers_all_of_them_are_hidden() -> None:
     assert hidden_share([]) == 1.0
 
 
+def test_a_report_with_a_timeline_says_what_share_of_its_transfers_is_hidden() -> None:
+    clock, placement = chain(sizes=(4, 2)), Placement(np.array([0, 1]), 2)
+    report = clock.step(placement, timeline=True)
+    assert report.hidden_share == hidden_share(step_transfers(report.timeline, clock, placement))
+    assert 0 < report.hidden_share < 1
+    assert clock.step(placement).hidden_share is None
+
+
 def test_a_timeline_of_another_placement_is_refused() -> None:
     clock = chain()
     timeline = clock.step(Placement(np.array([0, 0]), 1), timeline=True).timeline

@@ -207,7 +207,14 @@ def paced(topology: Topology) -> dict[str, Any]:
         measured.append(report.step_time_s)
         predicted.append(executor.clock().step_time(executor.placement.devices))
     assert report.timeline
-    return {"measured": measured, "predicted": predicted, "busy": report.busy_s.tolist(), "spans": report.timeline}
+    assert report.hidden_share is not None
+    return {
+        "hidden": report.hidden_share,
+        "measured": measured,
+        "predicted": predicted,
+        "busy": report.busy_s.tolist(),
+        "spans": report.timeline,
+    }
 
 
 def clipped(topology: Topology) -> dict[str, float]:

@@ -83,6 +83,7 @@ def test_an_emulated_step_takes_the_time_that_the_simulator_predicts() -> None:
     assert (measured > 0.99 * predicted).all()
     assert predicted[1] > 4 * predicted[0]
     assert measured[1] > 1.5 * measured[0]
+    assert 0.0 <= result["hidden"] <= 1.0
     lanes = {span.lane for span in result["spans"]}
     assert lanes == {"dev0", "dev1"}
     for lane in lanes:
