@@ -123,8 +123,8 @@ def test_a_run_says_which_link_is_waited_for_and_writes_the_traces_asked_for(
     assert traces == ["trace-step-00001.json", "trace-step-00004.json", "trace-step-00005.json"]
     for name in traces:
         timelines = read_traces(run / name)
-        (run,) = (spans for title, spans in timelines.items() if title.startswith("run (emulated, "))
-        assert {span.lane for span in run} == {"near", "far"}
+        (bars,) = (bars for title, bars in timelines.items() if title.startswith("run (emulated, "))
+        assert {bar.lane for bar in bars} == {"near", "far"}
     warnings = [row["why"] for row in read_decisions(run) if row["action"] == "warn"]
     assert any(why.startswith("link near->far is a bottleneck: far waits for it") for why in warnings)
     assert json.loads((run / "summary.json").read_text())["warnings"] == warnings
