@@ -6,12 +6,14 @@ it is; a message that finds no room goes another way, and its record says so. No
 out: which of them have, a sender knows from the schedule.
 """
 
+import math
 import mmap
 import os
 import select
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,10 +47,10 @@ class Ring:
 
     def write(self, start: int, layouts: tuple[Layout, ...], tensors: Sequence[torch.Tensor], arrival: float) -> None:
         """Write the message that begins at `start`, bytes; see `Message` for the rest."""
-        header = start // 8
+        header, places = start // 8, _places(layouts)
         self._header[header] = arrival
-        for i, (place, layout) in enumerate(zip(_places(layouts), layouts, strict=False)):
-            self._header[header + 1 + i] = put(self._part(start + place, layout), tensors[i], non_blocking=False)
+        for i, layout in enumerate(layouts):
+            self._header[header + 1 + i] = put(self._part(start + places[i], layout), tensors[i], non_blocking=False)
 
     def read(self, start: int, layouts: tuple[Layout, ...]) -> tuple[list[torch.Tensor], float]:
         """Tensors and arrival of the message that begins at `start`, copied out."""
@@ -61,13 +63,15 @@ class Ring:
 
     def _part(self, place: int, layout: Layout) -> torch.Tensor:
         """The elements of a tensor that begins at `place`, flat."""
-        typed = self._typed.get(layout.dtype)
+        shape, dtype = layout
+        typed = self._typed.get(dtype)
         if typed is None:
-            typed = self._typed[layout.dtype] = self._bytes.view(layout.dtype)
-        size = layout.dtype.itemsize
-        return typed[place // size : (place + layout.nbytes) // size]
+            typed = self._typed[dtype] = self._bytes.view(dtype)
+        first = place // dtype.itemsize
+        return typed[first : first + math.prod(shape)]
 
 
+@lru_cache(4096)
 def _places(layouts: tuple[Layout, ...]) -> list[int]:
     return offsets(layouts, header_bytes(len(layouts)))
 

@@ -4,6 +4,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class Expected:
     layouts: tuple[Layout, ...]
     acknowledges: int = 0
 
-    @property
+    @cached_property
     def payload(self) -> int:
         """Bytes of the tensors' elements."""
         return payload_bytes(self.layouts)
