@@ -365,9 +365,9 @@ def _run(costs: StageCosts, state: _State, trace: Trace, record: bool) -> float:
 
 @inlined
 def _update_start(name: int, costs: StageCosts, state: _State) -> float:
-    """When a device has done its passes; with clipping, when it has also heard of every other device's last one."""
+    """When a device has done its passes; with clipping, if it updates anything, when it has heard of the last pass of all."""
     start = state.devices[name].last_end
-    if costs.clipping:
+    if costs.clipping and costs.update[name] > 0:
         for other in range(state.devices.shape[0]):
             start = max(start, state.devices[other].last_end + costs.latency[other, name])
     return start
