@@ -109,6 +109,7 @@ class _Merger:
         self.next_op = np.full(count, -1)
         self.last = np.arange(count)
         self.stamp = np.zeros(count + 1, np.int64)  # the last entry counts searches
+        self.order = np.arange(count)  # a topological order of the groups
         self.pinned = np.zeros(count, bool)
         self._colocate()
 
@@ -148,7 +149,7 @@ class _Merger:
         """Merge pairs in the given order where allowed, at most `most` of them; a group merges once unless `repeat`."""
         return _merge_pairs(
             np.ascontiguousarray(pairs), limit, most, repeat, self.weight, self.pinned, self.out_start, self.targets,
-            self.group_of, self.next_op, self.last, self.stamp,
+            self.group_of, self.next_op, self.last, self.stamp, self.order,
         )  # fmt: skip
 
     def _candidates(self) -> tuple[Ints, Ints]:
@@ -235,11 +236,12 @@ def _weights(graph: Graph) -> Floats:
 @njit(cache=True)
 def _merge_pairs(
     pairs: Ints, limit: float, most: int, repeat: bool, weight: Floats, pinned: Bools, out_start: Ints, targets: Ints,
-    group_of: Ints, next_op: Ints, last: Ints, stamp: Ints,
+    group_of: Ints, next_op: Ints, last: Ints, stamp: Ints, order: Ints,
 ) -> int:  # fmt: skip
     merged = 0
     taken = np.zeros(group_of.shape[0], np.bool_)
     stack = np.empty(group_of.shape[0], np.int64)
+    at = _close_ranks(group_of, order)
     for row in range(pairs.shape[0]):
         if merged >= most:
             break
@@ -248,11 +250,14 @@ def _merge_pairs(
             continue
         if not repeat and (taken[a] or taken[b]):
             continue
-        if _other_path(a, b, out_start, targets, group_of, next_op, stamp, stack):
+        if order[a] > order[b]:
+            a, b = b, a
+        if _other_path(a, b, out_start, targets, group_of, next_op, stamp, order, stack):
             continue
-        if _other_path(b, a, out_start, targets, group_of, next_op, stamp, stack):
-            continue
+        _make_adjacent(a, b, stamp, order, at, stack)
         a, b = min(a, b), max(a, b)
+        order[a] = max(order[a], order[b])
+        at[order[a]], at[order[a] - 1] = a, -1
         op = b
         while op >= 0:
             group_of[op] = a
@@ -266,10 +271,30 @@ def _merge_pairs(
 
 
 @njit(cache=True)
+def _close_ranks(group_of: Ints, order: Ints) -> Ints:
+    """Renumber the groups' order without gaps; returns the group at each place, -1 beyond the last."""
+    at = np.full(order.shape[0], -1)
+    for group in range(order.shape[0]):
+        if group_of[group] == group:
+            at[order[group]] = group
+    place = 0
+    for group in at.copy():
+        if group >= 0:
+            at[place], order[group] = group, place
+            place += 1
+    at[place:] = -1
+    return at
+
+
+@njit(cache=True)
 def _other_path(
-    source: int, target: int, out_start: Ints, targets: Ints, group_of: Ints, next_op: Ints, stamp: Ints, stack: Ints
-) -> bool:
-    """Whether a path leads from `source` to `target` through some other group."""
+    source: int, target: int, out_start: Ints, targets: Ints, group_of: Ints, next_op: Ints, stamp: Ints, order: Ints,
+    stack: Ints,
+) -> bool:  # fmt: skip
+    """Whether a path leads from `source` to `target` through some other group; if not, what it leads to is stamped.
+
+    Only groups between the two in topological order are looked at.
+    """
     stamp[-1] += 1
     mark = stamp[-1]
     stamp[source] = mark
@@ -285,9 +310,31 @@ def _other_path(
                 if other == target:
                     if group != source:
                         return True
-                elif stamp[other] != mark:
+                elif stamp[other] != mark and order[other] < order[target]:
                     stamp[other] = mark
                     stack[size] = other
                     size += 1
             op = next_op[op]
     return False
+
+
+@njit(cache=True)
+def _make_adjacent(a: int, b: int, stamp: Ints, order: Ints, at: Ints, after: Ints) -> None:
+    """Move `a` next to `b`, to which it has no other path: what it leads to (stamped) goes behind both."""
+    place, count = order[a], 0
+    for where in range(order[a] + 1, order[b]):
+        group = at[where]
+        if group >= 0 and stamp[group] == stamp[-1]:
+            after[count] = group
+            count += 1
+        elif group >= 0:
+            at[place], order[group] = group, place
+            place += 1
+    last = order[b]
+    for group in (a, b):
+        at[place], order[group] = group, place
+        place += 1
+    for row in range(count):
+        at[place], order[after[row]] = after[row], place
+        place += 1
+    at[place : last + 1] = -1

@@ -171,7 +171,13 @@ def make_costs(
     products = {model: on_product(graph, profile, model) if model else profile for model, _ in classes}
 
     def columns(field: str) -> Floats:
-        return np.stack([getattr(products[model], field) * (1.0 / speed) for model, speed in classes], axis=1)
+        result = np.empty((graph.num_ops, len(classes)))
+        for model, product in products.items():
+            mine = [number for (name, _), number in classes.items() if name == model]
+            first, last = mine[0], mine[-1] + 1
+            pace = np.array([1.0 / speed for name, speed in classes if name == model])
+            np.multiply.outer(getattr(product, field), pace, out=result[:, first:last])
+        return result
 
     return Costs(
         forward_s=columns("forward_s"),

@@ -264,11 +264,11 @@ def check_topology(topology: Topology, where: str | None = None) -> None:
         number(device.overhead_s, "overhead_s", here, least=0)
         number(device.message_s, "message_s", here, least=0)
         number(device.message_s_per_byte, "message_s_per_byte", here, least=0)
-    seen = set()
+    seen, known = set(), set(names)
     for link in topology.links:
         here = f"{where}: link {link.source}->{link.target}"
         for end in (link.source, link.target):
-            if end not in names:
+            if end not in known:
                 raise SegueError(f"{here}: unknown device {end!r}; known: {', '.join(names)}")
         if link.source == link.target:
             raise SegueError(f"{here}: a device needs no link to itself")

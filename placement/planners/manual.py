@@ -85,6 +85,8 @@ def compute_seconds(clock: SimulatedClock) -> Floats:
 def _finite_seconds(clock: SimulatedClock) -> Floats:
     """`compute_seconds`, where an op cannot run the mean of where it can."""
     seconds = compute_seconds(clock)
+    if np.isfinite(seconds.sum()):
+        return seconds
     possible = np.isfinite(seconds)
     mean = np.where(possible, seconds, 0.0).sum(axis=1) / np.maximum(1, possible.sum(axis=1))
     return np.where(possible, seconds, mean[:, None])
@@ -93,7 +95,8 @@ def _finite_seconds(clock: SimulatedClock) -> Floats:
 def _balanced_or_by_count(clock: SimulatedClock, weights: Floats) -> Devices:
     if not weights.any():
         weights = np.ones(clock.graph.num_ops)
-    return balanced(np.tile(at_leaders(weights, clock.graph), (clock.topology.num_devices, 1)))
+    shape = clock.topology.num_devices, clock.graph.num_ops
+    return balanced(np.broadcast_to(at_leaders(weights, clock.graph), shape))
 
 
 CONFIGURATIONS: dict[str, Callable[[SimulatedClock, np.random.Generator], Devices]] = {

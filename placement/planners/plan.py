@@ -93,6 +93,8 @@ def leaders(graph: Graph) -> Devices:
 
 def at_leaders(values: Floats, graph: Graph) -> Floats:
     """Costs of whole colocation groups, `[n, ...]`: the sum at the first op of each group, 0 at the others."""
+    if (graph.colocation < 0).all():
+        return np.asarray(values, float)
     result = np.zeros_like(values, dtype=float)
     np.add.at(result, leaders(graph), values)
     return result

@@ -29,17 +29,13 @@ class Line(NamedTuple):
 
 
 def balanced(weights: Floats) -> Devices:
-    """The contiguous split of `weights[d, n]` (what each op weighs on each device) whose heaviest run is lightest."""
-    num_devices, count = weights.shape
-    line = Line(
-        seconds=prefix_sums(weights),
-        fixed=np.zeros(num_devices),
-        cross=np.zeros((num_devices, num_devices, count + 1)),
-        held=np.zeros((num_devices, count + 1)),
-        received=np.zeros((num_devices, count + 1)),
-        capacity=np.full(num_devices, np.inf),
-    )
-    return split(line)[1]
+    """The contiguous split of `weights[d, n]` (what each op weighs on each device) whose heaviest run is lightest.
+
+    It is what `split` finds where nothing else counts, in time and memory that grow with `d * n`. Rows that are all the same
+    may be one row broadcast.
+    """
+    same = weights.strides[0] == 0
+    return _balanced(prefix_sums(weights[:1] if same else weights), len(weights))
 
 
 def prefix_sums(values: Floats) -> Floats:
@@ -88,3 +84,65 @@ def split(line: Line) -> tuple[float, Devices]:
         devices[i:j] = last
         last, j = before[last, j], i
     return bottleneck, devices
+
+
+@njit(cache=True)
+def _balanced(sums: Floats, num_devices: int) -> Devices:
+    """`split` of prefix sums, `float64[d, n + 1]` or one row for all devices, where crossing and holding cost nothing.
+
+    `best[k, j]` is the least bottleneck of the first `j` ops on the devices up to `k`, whether or not `k` has a run. It grows
+    with `j`, and a run weighs less the later it starts: the best start of the last run is where the two meet, and moves
+    forward only.
+    """
+    rows, count = sums.shape[0], sums.shape[1] - 1
+    best = np.empty((num_devices, count + 1))
+    for k in range(num_devices):
+        own = sums[min(k, rows - 1)]
+        best[k, 0] = 0.0
+        if k == 0:
+            best[0, 1:] = own[1:]
+            continue
+        i, before = 0, best[k - 1]
+        for j in range(1, count + 1):
+            while i < j and before[i] < own[j] - own[i]:
+                i += 1
+            least = before[i] if i < j else np.inf
+            if i > 0:
+                least = min(least, own[j] - own[i - 1])
+            best[k, j] = min(before[j], least)
+    devices = np.zeros(count, np.int64)
+    last, j = _first_below(best, num_devices, count, best[num_devices - 1, count]), count
+    while j > 0:
+        i, bottleneck = 0, sums[min(last, rows - 1), j]
+        if last > 0:
+            i, bottleneck = _last_run(best[last - 1], sums[min(last, rows - 1)], j)
+        devices[i:j] = last
+        last, j = _first_below(best, last, i, bottleneck), i
+    return devices
+
+
+@njit(cache=True)
+def _last_run(before: Floats, own: Floats, j: int) -> tuple[int, float]:
+    """The latest start of the best last run that ends before op `j`, and the bottleneck; `before` is `best` without it."""
+    low, high = 0, j
+    while low < high:
+        middle = (low + high) // 2
+        if before[middle] < own[j] - own[middle]:
+            low = middle + 1
+        else:
+            high = middle
+    if low > 0 and (low == j or own[j] - own[low - 1] < before[low]):
+        return low - 1, own[j] - own[low - 1]
+    least = before[low]
+    while low + 1 < j and before[low + 1] == least:
+        low += 1
+    return low, least
+
+
+@njit(cache=True)
+def _first_below(best: Floats, end: int, j: int, bottleneck: float) -> int:
+    """The first device before `end` up to which the first `j` ops can have no larger bottleneck; 0 without ops."""
+    for k in range(end):
+        if best[k, j] <= bottleneck:
+            return k
+    return 0
