@@ -97,6 +97,7 @@ class SimulatedClock:
         run_ahead: microbatches a stage may start beyond 1F1B's bound.
         clipping: whether gradients are clipped by their common norm: every device then waits with its update until it has
             heard of the last backward pass of all.
+        working_bytes: bytes that each op's backward takes for itself, `float64[n]`; by default the graph says.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class SimulatedClock:
         sizes: Sequence[int] = (1,),
         run_ahead: int = 1,
         clipping: bool = False,
+        working_bytes: Floats | None = None,
     ):
         self.graph = graph
         self.topology = topology
@@ -116,7 +118,7 @@ class SimulatedClock:
         self.run_ahead = run_ahead
         self.clipping = clipping
         self.edges = adjacency(graph)
-        self._ops = op_costs(graph, topology, costs, fractions(self.sizes), clipping)
+        self._ops = op_costs(graph, topology, costs, fractions(self.sizes), clipping, working_bytes)
         self._cut = self.edges, graph.requires_grad, graph.output_bytes, topology.num_devices
 
     @staticmethod

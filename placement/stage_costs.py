@@ -73,7 +73,14 @@ class StageCosts(NamedTuple):
     clipping: bool
 
 
-def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats, clipping: bool = False) -> OpCosts:
+def op_costs(
+    graph: Graph,
+    topology: Topology,
+    costs: Costs,
+    fraction: Floats,
+    clipping: bool = False,
+    working: Floats | None = None,
+) -> OpCosts:
     """The compiled form of what a clock knows.
 
     Args:
@@ -82,6 +89,7 @@ def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats, c
         costs: of the graph on the topology.
         fraction: size of each microbatch relative to a full one, `float64[m]`.
         clipping: whether gradients are clipped by their common norm.
+        working: `working_bytes` of the ops, if not those of the graph.
     """
     start, channels = topology.channels
     return OpCosts(
@@ -94,7 +102,7 @@ def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats, c
         message_per_byte=topology.message_s_per_byte,
         state_bytes=costs.state_bytes,
         saved_bytes=graph.saved_bytes,
-        working_bytes=_working_bytes(graph),
+        working_bytes=working_bytes(graph) if working is None else working,
         memory_bytes=topology.memory_bytes,
         latency=topology.latency_s,
         seconds_per_byte=topology.seconds_per_byte,
@@ -106,7 +114,8 @@ def op_costs(graph: Graph, topology: Topology, costs: Costs, fraction: Floats, c
     )
 
 
-def _working_bytes(graph: Graph) -> Floats:
+def working_bytes(graph: Graph) -> Floats:
+    """Bytes that each op's backward takes for itself, `float64[n]`; see `OpCosts`."""
     inputs = np.bincount(graph.edges[:, 1], graph.output_bytes[graph.edges[:, 0]], graph.num_ops)
     return np.where(graph.requires_grad, 2 * graph.parameter_bytes + graph.output_bytes + inputs, 0.0)
 

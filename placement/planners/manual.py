@@ -62,7 +62,15 @@ def speed_proportional(clock: SimulatedClock, rng: np.random.Generator) -> Devic
     exactly, but transfers and memory do not count.
     """
     del rng
-    return balanced(np.ascontiguousarray(at_leaders(_finite_seconds(clock), clock.graph).T))
+    return speed_split(clock, np.arange(clock.topology.num_devices))
+
+
+def speed_split(clock: SimulatedClock, order: Devices) -> Devices:
+    """The contiguous split over some devices, in that order, in which the slowest run's compute is fastest, `int64[n]`."""
+    seconds, rows = clock.costs.forward_s + clock.costs.backward_s, clock.costs.device_class
+    if not np.isfinite(seconds.sum()):
+        seconds, rows = _finite_seconds(clock), np.arange(clock.topology.num_devices)
+    return order[balanced(at_leaders(seconds, clock.graph).T, rows[order])]
 
 
 def layers(graph: Graph) -> Devices:
@@ -85,8 +93,6 @@ def compute_seconds(clock: SimulatedClock) -> Floats:
 def _finite_seconds(clock: SimulatedClock) -> Floats:
     """`compute_seconds`, where an op cannot run the mean of where it can."""
     seconds = compute_seconds(clock)
-    if np.isfinite(seconds.sum()):
-        return seconds
     possible = np.isfinite(seconds)
     mean = np.where(possible, seconds, 0.0).sum(axis=1) / np.maximum(1, possible.sum(axis=1))
     return np.where(possible, seconds, mean[:, None])
@@ -95,8 +101,7 @@ def _finite_seconds(clock: SimulatedClock) -> Floats:
 def _balanced_or_by_count(clock: SimulatedClock, weights: Floats) -> Devices:
     if not weights.any():
         weights = np.ones(clock.graph.num_ops)
-    shape = clock.topology.num_devices, clock.graph.num_ops
-    return balanced(np.broadcast_to(at_leaders(weights, clock.graph), shape))
+    return balanced(at_leaders(weights, clock.graph)[None], np.zeros(clock.topology.num_devices, np.int64))
 
 
 CONFIGURATIONS: dict[str, Callable[[SimulatedClock, np.random.Generator], Devices]] = {

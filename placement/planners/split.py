@@ -28,14 +28,17 @@ class Line(NamedTuple):
     capacity: Floats
 
 
-def balanced(weights: Floats) -> Devices:
-    """The contiguous split of `weights[d, n]` (what each op weighs on each device) whose heaviest run is lightest.
+def balanced(weights: Floats, row_of: Devices) -> Devices:
+    """The contiguous split whose heaviest run is lightest: what `split` finds where nothing else counts.
 
-    It is what `split` finds where nothing else counts, in time and memory that grow with `d * n`. Rows that are all the same
-    may be one row broadcast.
+    Args:
+        weights: what each op weighs on each kind of device, `float64[kinds, n]`.
+        row_of: kind of each device, in the order in which they take their runs, `int64[d]`.
+
+    Returns:
+        The position in that order of every op, `int64[n]`; seconds and memory to find it grow with `d * n`.
     """
-    same = weights.strides[0] == 0
-    return _balanced(prefix_sums(weights[:1] if same else weights), len(weights))
+    return _balanced(weights, row_of)
 
 
 def prefix_sums(values: Floats) -> Floats:
@@ -87,20 +90,18 @@ def split(line: Line) -> tuple[float, Devices]:
 
 
 @njit(cache=True)
-def _balanced(sums: Floats, num_devices: int) -> Devices:
-    """`split` of prefix sums, `float64[d, n + 1]` or one row for all devices, where crossing and holding cost nothing.
+def _balanced(weights: Floats, row_of: Devices) -> Devices:
+    """`best[k, j]` is the least bottleneck of the first `j` ops on the devices up to `k`, whether or not `k` has a run.
 
-    `best[k, j]` is the least bottleneck of the first `j` ops on the devices up to `k`, whether or not `k` has a run. It grows
-    with `j`, and a run weighs less the later it starts: the best start of the last run is where the two meet, and moves
-    forward only.
+    It grows with `j`, and a run weighs less the later it starts: the best start of the last run is where the two meet, and
+    moves forward only.
     """
-    rows, count = sums.shape[0], sums.shape[1] - 1
-    best = np.empty((num_devices, count + 1))
+    num_devices, count = row_of.shape[0], weights.shape[1]
+    best, own = np.zeros((num_devices, count + 1)), np.zeros(count + 1)
     for k in range(num_devices):
-        own = sums[min(k, rows - 1)]
-        best[k, 0] = 0.0
+        _add_up(weights[row_of[k]], own, count)
         if k == 0:
-            best[0, 1:] = own[1:]
+            best[0] = own
             continue
         i, before = 0, best[k - 1]
         for j in range(1, count + 1):
@@ -112,13 +113,19 @@ def _balanced(sums: Floats, num_devices: int) -> Devices:
             best[k, j] = min(before[j], least)
     devices = np.zeros(count, np.int64)
     last, j = _first_below(best, num_devices, count, best[num_devices - 1, count]), count
-    while j > 0:
-        i, bottleneck = 0, sums[min(last, rows - 1), j]
-        if last > 0:
-            i, bottleneck = _last_run(best[last - 1], sums[min(last, rows - 1)], j)
+    while j > 0 and last > 0:
+        _add_up(weights[row_of[last]], own, j)
+        i, bottleneck = _last_run(best[last - 1], own, j)
         devices[i:j] = last
         last, j = _first_below(best, last, i, bottleneck), i
     return devices
+
+
+@njit(cache=True)
+def _add_up(weights: Floats, sums: Floats, count: int) -> None:
+    """Prefix sums of the first `count` weights, in place."""
+    for op in range(count):
+        sums[op + 1] = sums[op] + weights[op]
 
 
 @njit(cache=True)

@@ -14,7 +14,7 @@ from segue.placement.planners import MANUAL, expand, plan
 from segue.placement.planners.contiguous import make_line
 from segue.placement.planners.manual import layers
 from segue.placement.planners.moves import Moves, chains, module_blocks
-from segue.placement.planners.split import Line, balanced, split
+from segue.placement.planners.split import Line, balanced, prefix_sums, split
 from segue.placement.topology import Device, Link, Topology, uniform_links
 
 MIB = 2.0**20
@@ -85,8 +85,26 @@ def test_cross_counts_every_value_once_at_each_cut_and_both_directions():
 
 def test_balanced_matches_the_best_bottleneck():
     weights = np.array([5.0, 1, 1, 1, 5, 1])
-    devices = balanced(np.tile(weights, (3, 1)))
+    devices = balanced(np.array([weights], float), np.zeros(3, np.int64))
     assert np.bincount(devices, weights, 3).max() == 6.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 12), num_devices=st.integers(1, 5), equal=st.booleans())
+def test_balanced_is_the_split_that_the_dynamic_program_finds(seed, count, num_devices, equal):
+    rng = np.random.default_rng(seed)
+    weights = np.outer([1.0] if equal else 1 / rng.uniform(1, 4, num_devices), rng.integers(0, 4, count))
+    row_of = np.zeros(num_devices, np.int64) if equal else rng.permutation(num_devices)
+    none = np.zeros((num_devices, count + 1))
+    line = Line(
+        seconds=prefix_sums(weights[row_of]),
+        fixed=np.zeros(num_devices),
+        cross=np.zeros((num_devices, num_devices, count + 1)),
+        held=none,
+        received=none,
+        capacity=np.full(num_devices, np.inf),
+    )
+    assert balanced(weights, row_of).tolist() == split(line)[1].tolist()
 
 
 @settings(max_examples=15, deadline=None)
