@@ -14,6 +14,8 @@ def guided_annealing(
     A move that was refused is not drawn again before the placement changes; once all were, two moves at once are
     accepted whatever they do.
     """
+    if search.left <= floor:
+        return
     rng = np.random.default_rng(seed)
     total, idle = max(1, search.left - floor), 0
     current, weights = visit, _weights(search, network, visit, settings)

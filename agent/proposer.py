@@ -52,12 +52,25 @@ class Request:
 
 
 def answer(request: Request) -> Any:
-    """The proposal of a request; the planners' answers that it starts from count as evaluations."""
+    """The proposal of a request; the planners' answers that it starts from count as evaluations.
+
+    Large graphs are coarsened first; then evaluations are those of groups and those of ops together.
+    """
+    from .large import is_large, propose_large
     from .pretrained import load_policy
     from .propose import propose
     from .starts import cheap_plans
 
     policy = load_policy(request.policy_path or None)
+    if is_large(request.clock):
+        return propose_large(
+            request.clock,
+            request.start,
+            policy=policy,
+            evaluations=request.evaluations,
+            seed=request.seed,
+            move_cost=request.move_cost,
+        )
     # Its own start and the best of the others are priced once more, by the proposal's search.
     plans = cheap_plans(request.clock, request.seed, max(1, request.evaluations - 2))
     spent = sum(found.evaluations for found in plans)

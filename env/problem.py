@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from ..placement.clock import Clock
 from ..placement.coarsen import Groups, coarsen
@@ -95,8 +96,9 @@ def make_problem(clock: Clock, config: EnvConfig, costs: Costs | None = None) ->
     priced: Costs = costs or getattr(clock, "costs", None) or make_costs(graph, topology)
     groups = coarsen(graph, config.max_groups)
     count, of = groups.num_groups, groups.group_of
-    seconds = priced.on_devices(clock.microbatches * (priced.forward_s + priced.backward_s) + priced.update_s)
-    compute = np.stack([_sums(of, column, count) for column in seconds.T], axis=1)
+    ops = csr_array((np.ones(len(of)), (of, np.arange(len(of)))), shape=(count, len(of)))
+    seconds = clock.microbatches * (priced.forward_s + priced.backward_s) + priced.update_s
+    compute = np.ascontiguousarray(priced.on_devices(ops @ seconds))
     if not compute.any():
         raise SegueError(f"graph {graph.name}: every op takes 0 seconds; nothing to place by")
     edges, edge_bytes, edge_messages = _edges(graph, of, clock.microbatches, config.max_edges)

@@ -183,9 +183,7 @@ class _Merger:
 
     def _shared_depth(self, pairs: Ints) -> Floats:
         """Share of leading module path parts that all ops of both groups have in common."""
-        low, high = self.prefix.copy(), self.prefix.copy()
-        np.minimum.at(low, self.group_of, self.prefix)
-        np.maximum.at(high, self.group_of, self.prefix)
+        low, high = _extremes(self.group_of, self.prefix)
         a, b = pairs.T
         same = (np.minimum(low[a], low[b]) == np.maximum(high[a], high[b])) & (low[a] > 0)
         return np.logical_and.accumulate(same, axis=1).mean(axis=1)
@@ -231,6 +229,17 @@ def _weights(graph: Graph) -> Floats:
     columns = (profile.forward_s + profile.backward_s, graph.parameter_bytes, graph.saved_bytes)
     shares = [column / column.sum() for column in columns if column.sum() > 0]
     return np.maximum(np.max(shares, axis=0, initial=0.0), 0.01 / graph.num_ops) if shares else np.ones(graph.num_ops)
+
+
+@njit(cache=True)
+def _extremes(group_of: Ints, prefix: Ints) -> tuple[Ints, Ints]:
+    """The least and the largest number in every column of each group's ops, at the op that represents it."""
+    low, high = prefix.copy(), prefix.copy()
+    for op in range(prefix.shape[0]):
+        for column in range(prefix.shape[1]):
+            low[group_of[op], column] = min(low[group_of[op], column], prefix[op, column])
+            high[group_of[op], column] = max(high[group_of[op], column], prefix[op, column])
+    return low, high
 
 
 @njit(cache=True)

@@ -112,7 +112,7 @@ def _balanced(weights: Floats, row_of: Devices) -> Devices:
                 least = min(least, own[j] - own[i - 1])
             best[k, j] = min(before[j], least)
     devices = np.zeros(count, np.int64)
-    last, j = _first_below(best, num_devices, count, best[num_devices - 1, count]), count
+    last, j = _first_below(best, num_devices, count, float(best[num_devices - 1, count])), count
     while j > 0 and last > 0:
         _add_up(weights[row_of[last]], own, j)
         i, bottleneck = _last_run(best[last - 1], own, j)
