@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..placement.clock import SimulatedClock
 from ..placement.errors import SegueError
 from ..placement.placement import Placement
-from ..placement.planners import Plan, plan
+from ..placement.planners import TIMED, Plan, plan
 from ..placement.planners.workload_search import search
 from ..placement.workload_clock import WorkloadClock
 from .planning_options import EVALUATIONS
@@ -53,6 +53,9 @@ def solve(
         return _workload_annealing(clock, seed, evaluations, budget_s)
     if isinstance(clock, WorkloadClock) and name == AGENT:
         return _workload_agent(clock, seed, evaluations, budget_s, policy)
+    if name in TIMED:
+        count = EVALUATIONS if evaluations is None else evaluations
+        return plan(name, clock, seed=seed, evaluations=count, budget_s=budget_s)
 
     def run(count: int) -> Plan:
         if name == AGENT:

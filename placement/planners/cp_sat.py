@@ -1,5 +1,6 @@
 """`cp-sat`: the placement whose largest device load is least, by constraint programming, with a proven lower bound."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,8 @@ from .plan import MEMORY_SHARES, Devices, Evaluator
 BUDGET_S = 5.0
 # Wall seconds allowed for each deterministic one: a guard that only a machine much slower than usual reaches.
 SLOWEST = 60.0
+# Share of a budget of wall seconds for the bound on the compute alone, and for each try while nothing fits memory.
+BOUND_SHARE, TRY_SHARE = 0.25, 0.5
 # How far a bound on the compute alone may stay behind its optimum; the last digits take longest.
 BOUND_GAP = 1e-3
 # What rounding seconds to whole numbers may take off a bound.
@@ -51,6 +54,8 @@ def cp_sat(evaluator: Evaluator, rng: np.random.Generator) -> None:
     (`relaxation`) or the critical path, whichever is longer. As that clock sees memory more closely than the problem, what
     overflows is solved again with less of it.
 
+    Every problem may take `BUDGET_S`; if the evaluator has a budget of seconds, all of them together take that instead.
+
     Raises:
         SegueError: if the graph is too large (`can_manage`), or OR-Tools is not installed.
     """
@@ -59,16 +64,23 @@ def cp_sat(evaluator: Evaluator, rng: np.random.Generator) -> None:
     problem, exact = load_problem(clock), is_exact(clock)
     contiguous(evaluator, rng)
     if not exact:
-        evaluator.bound = max(critical_path(clock), _compute_bound(relaxation(clock), seed))
+        bound = _compute_bound(relaxation(clock), seed, _share(evaluator.seconds_left, BOUND_SHARE))
+        evaluator.bound = max(critical_path(clock), bound)
     start = evaluator.devices
     for share in (1.0, np.inf) if exact else MEMORY_SHARES:
-        if not evaluator.left:
+        if not evaluator.left or evaluator.seconds_left == 0.0:
             return
+        part = 1 - BOUND_SHARE if exact else 1.0 if evaluator.best[0] == 0.0 else TRY_SHARE
         found: list[Devices] = []
-        result = solve_max_load(problem.with_share(share), seed=seed, hint=start, on_solution=found.append)
+        result = solve_max_load(
+            problem.with_share(share), seed=seed, hint=start, on_solution=found.append,
+            wall_s=_share(evaluator.seconds_left, part),
+        )  # fmt: skip
         fits = _price(evaluator, found)
         if exact and share == 1.0 and np.isfinite(result.bound):
-            bound = result.bound if result.proven else max(result.bound, _compute_bound(problem, seed))
+            bound = result.bound
+            if not result.proven:
+                bound = max(bound, _compute_bound(problem, seed, evaluator.seconds_left))
             evaluator.bound = min(bound, evaluator.best[1]) if fits else bound
         if fits:
             return
@@ -98,9 +110,15 @@ def _decisions(clock: SimulatedClock) -> int:
     return each if isinstance(clock, WorkloadClock) else each * clock.topology.num_devices
 
 
-def _compute_bound(problem: LoadProblem, seed: int) -> float:
+def _share(seconds: float | None, share: float) -> float | None:
+    """A share of the seconds that are left, if they are limited."""
+    return None if seconds is None else share * seconds
+
+
+def _compute_bound(problem: LoadProblem, seed: int, wall_s: float | None) -> float:
     """A bound without transfers, which is easier to prove; 0 if nothing fits."""
-    bound = solve_max_load(replace(problem, pair_s=None, host_s=None), seed=seed, gap=BOUND_GAP).bound
+    alone = replace(problem, pair_s=None, host_s=None)
+    bound = solve_max_load(alone, seed=seed, gap=BOUND_GAP, wall_s=wall_s).bound
     return bound if np.isfinite(bound) else 0.0
 
 
@@ -118,10 +136,11 @@ def solve_max_load(
     gap: float = 1e-6,
     hint: Devices | None = None,
     on_solution: Callable[[Devices], None] | None = None,
+    wall_s: float | None = None,
 ) -> Exact:
     """Place a problem's ops so that the largest load is least.
 
-    One worker under a limit of deterministic time: the same arguments give the same answer.
+    One worker under a limit of deterministic time: the same arguments give the same answer, unless `wall_s` is given.
 
     Args:
         problem: what is placed.
@@ -130,11 +149,12 @@ def solve_max_load(
         gap: share of the value by which the bound may fall short of it when the search ends by itself.
         hint: a placement to begin at.
         on_solution: called with each placement that is better than the ones before it.
+        wall_s: wall seconds to take instead of the deterministic ones.
 
     Raises:
         SegueError: if OR-Tools is not installed, or no device can run a colocation group.
     """
-    cp = cp_model()
+    begin, cp = time.perf_counter(), cp_model()
     model = LoadModel(problem)
     if hint is not None:
         model.hint(hint)
@@ -152,8 +172,11 @@ def solve_max_load(
     solver.parameters.interleave_search = True
     solver.parameters.random_seed = seed
     solver.parameters.relative_gap_limit = gap
-    solver.parameters.max_deterministic_time = budget_s
-    solver.parameters.max_time_in_seconds = SLOWEST * budget_s
+    if wall_s is None:
+        solver.parameters.max_deterministic_time = budget_s
+        solver.parameters.max_time_in_seconds = SLOWEST * budget_s
+    else:
+        solver.parameters.max_time_in_seconds = max(0.0, wall_s - (time.perf_counter() - begin))
     status = solver.solve(model.model, Report())
     if status == cp.INFEASIBLE:
         return Exact(None, float("inf"), float("inf"), True)

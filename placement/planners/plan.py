@@ -1,5 +1,6 @@
 """`Plan`: what a planner returns, and `Evaluator`: how planners ask the clock."""
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,7 @@ class Evaluator:
     Args:
         clock: what prices.
         evaluations: how many placements may be priced.
+        budget_s: wall-clock seconds that the planner may take, where it can keep to them.
 
     Attributes:
         clock: what prices.
@@ -59,7 +61,7 @@ class Evaluator:
         bound: what the planner proved that no placement that fits is below; None if it proved nothing.
     """
 
-    def __init__(self, clock: SimulatedClock, evaluations: int):
+    def __init__(self, clock: SimulatedClock, evaluations: int, budget_s: float | None = None):
         if evaluations < 1:
             raise SegueError(f"evaluations must be >= 1, got {evaluations}")
         self.clock = clock
@@ -68,12 +70,18 @@ class Evaluator:
         self.devices: Devices = np.zeros(clock.graph.num_ops, np.int64)
         self.bound: float | None = None
         self._limit = evaluations
+        self._deadline = None if budget_s is None else time.perf_counter() + budget_s
         self._leaders = leaders(clock.graph)
 
     @property
     def left(self) -> int:
         """Placements that may still be priced."""
         return self._limit - self.used
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Wall-clock seconds that are left of the budget, at least 0; None without a budget."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.perf_counter())
 
     def __call__(self, devices: Devices) -> tuple[float, float]:
         """`(overflow_bytes, value_s)` of a map; each colocation group follows its first op, as in `colocate`."""

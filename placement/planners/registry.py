@@ -53,6 +53,9 @@ PLANNERS: dict[str, Planner] = {
 }
 """Planners besides `single:<device>` and `file:<path>`."""
 
+TIMED = ("cp-sat",)
+"""Planners that keep to a budget of seconds by themselves."""
+
 LIBRARIES: dict[str, str] = {
     "accelerate-balanced": "accelerate",
     "accelerate-sequential": "accelerate",
@@ -62,7 +65,9 @@ LIBRARIES: dict[str, str] = {
 """Libraries of the extra `planners` that planners need."""
 
 
-def plan(name: str, clock: SimulatedClock, *, seed: int = 0, evaluations: int = 1000) -> Plan:
+def plan(
+    name: str, clock: SimulatedClock, *, seed: int = 0, evaluations: int = 1000, budget_s: float | None = None
+) -> Plan:
     """Place the clock's graph on its topology.
 
     Args:
@@ -70,6 +75,7 @@ def plan(name: str, clock: SimulatedClock, *, seed: int = 0, evaluations: int = 
         clock: what prices placements.
         seed: of every random choice; the same seed gives the same plan.
         evaluations: how many placements a search may price.
+        budget_s: wall-clock seconds for the planners of `TIMED`; with it the same seed need not give the same plan.
 
     Returns:
         The best placement found: what fits memory before what does not, then the shortest step.
@@ -80,7 +86,7 @@ def plan(name: str, clock: SimulatedClock, *, seed: int = 0, evaluations: int = 
     """
     planner = _find(name, clock.topology)
     start = time.perf_counter()
-    evaluator = Evaluator(clock, evaluations)
+    evaluator = Evaluator(clock, evaluations, budget_s)
     planner(evaluator, np.random.default_rng(seed))
     overflow, value = evaluator.best
     return Plan(

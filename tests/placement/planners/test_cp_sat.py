@@ -12,6 +12,7 @@ from segue.placement.costs import Profile, make_costs
 from segue.placement.errors import SegueError
 from segue.placement.graph import make_graph
 from segue.placement.max_load import MaxLoadClock
+from segue.placement.planners import plan
 from segue.placement.planners.cp_sat import can_manage, cp_sat, solve_max_load
 from segue.placement.planners.load_problem import critical_path, load_problem, relaxation
 from segue.placement.planners.plan import Evaluator, leaders
@@ -230,3 +231,48 @@ def test_a_public_workload_is_solved_to_its_proven_optimum(name):
     assert evaluator.bound == pytest.approx(evaluator.best[1], rel=2e-6)
     known = {"OperatorGraphs/bert_l-3_inference": 21.9084}.get(name, np.inf)
     assert 1e3 * evaluator.best[1] <= known * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("kind", [SimulatedClock, MaxLoadClock])
+def test_a_budget_of_seconds_takes_the_place_of_the_deterministic_one(kind, monkeypatch):
+    from segue.placement.planners import cp_sat as module
+
+    limits = []
+    solve = solve_max_load
+
+    def record(*args, wall_s=None, **options):
+        limits.append(wall_s)
+        return solve(*args, wall_s=wall_s, **options)
+
+    monkeypatch.setattr(module, "solve_max_load", record)
+    clock = draw_clock(3, kind, 5, 2)
+    free, limited = plan("cp-sat", clock), plan("cp-sat", clock, budget_s=100.0)
+    assert limited.value_s == free.value_s
+    half = len(limits) // 2
+    assert limits[:half] == [None] * half
+    assert all(0 < wall <= 100.0 for wall in limits[half:])
+
+
+def test_the_solver_stops_when_its_wall_seconds_are_over(monkeypatch):
+    pytest.importorskip("ortools")
+    from ortools.sat.python import cp_model
+
+    seen = []
+    solve = cp_model.CpSolver.solve
+
+    def record(self, *args):
+        seen.append((self.parameters.max_time_in_seconds, self.parameters.max_deterministic_time))
+        return solve(self, *args)
+
+    monkeypatch.setattr(cp_model.CpSolver, "solve", record)
+    problem = load_problem(draw_clock(3, MaxLoadClock, 5, 2))
+    solve_max_load(problem, budget_s=7.0)
+    solve_max_load(problem, wall_s=3.0)
+    assert seen[0][1] == 7.0
+    assert seen[1][0] <= 3.0
+    assert seen[1][1] == float("inf")
+
+
+def test_without_time_the_answer_is_the_one_it_would_have_begun_at():
+    clock = draw_clock(3, SimulatedClock, 5, 2)
+    assert plan("cp-sat", clock, budget_s=1e-9).value_s <= plan("contiguous", clock).value_s
