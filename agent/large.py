@@ -45,8 +45,8 @@ def propose_large(
     """Look for a faster placement of groups of ops, then for one of the ops from there.
 
     The cheap plans, the policy's moves and most of the annealing are priced on the quotient's clock, which is several times
-    as fast and a little wrong. What they found, expanded, and splits of the ops themselves are priced on the real clock, where
-    annealing goes on from the best of them. The answer is no worse than any of these, nor than `start`.
+    as fast and a little wrong. What they found, expanded, and splits of the ops themselves are priced on the real clock;
+    annealing goes on there from the best of them. The answer is no worse than any of these, nor than `start`.
 
     Args:
         clock: predicts step times.
@@ -67,7 +67,7 @@ def propose_large(
         clock,
         start,
         policy=policy,
-        evaluations=max(2, evaluations - spent),
+        evaluations=max(4, evaluations - spent),
         seed=seed,
         starts={"groups": expanded, **_splits(clock, expanded)},
         move_cost=move_cost,
