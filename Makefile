@@ -17,9 +17,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 run: setup
 	$(BIN)/segue run $(ARGS)
 
-# Two processes share the files of tests; the quiet tests come last, in one of them (tests/conftest.py).
+# Two processes share the files of tests; the quiet ones come last, in one of them (tests/conftest.py).
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

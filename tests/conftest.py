@@ -1,25 +1,39 @@
-"""What runs beside what: `make test` has two processes that share the files of tests; `quiet` tests run last and alone."""
+"""What runs beside what: `make test` has two processes that share the files of tests; quiet files run last, in one of them."""
 
 import os
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-EXECUTOR = Path(__file__).parent / "placement" / "executor"
+ROOT = Path(__file__).parent.parent
+EXECUTOR = ROOT / "tests" / "placement" / "executor"
 
-BESIDE_ANOTHER = "PYTEST_XDIST_WORKER" in os.environ
-
-if BESIDE_ANOTHER:
+if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: a core for each process.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@cache
+def is_quiet(path: Path) -> bool:
+    """Whether a file starts workers or measures time: those of the executor, and those with a test marked `quiet`."""
+    return EXECUTOR in path.parents or "pytest.mark.quiet" in path.read_text()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def is_quiet(item: pytest.Item) -> bool:
-        return EXECUTOR in item.path.parents or item.get_closest_marker("quiet") is not None
+    items.sort(key=lambda item: is_quiet(item.path))
 
-    items.sort(key=is_quiet)
-    if BESIDE_ANOTHER:
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group("quiet" if is_quiet(item) else item.path.stem))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    # The plugin's own groups are lost with pytest 9.2, which no longer reads the ids that it changes.
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "quiet" if is_quiet(ROOT / file) else file
+
+    return Files(config, log)
