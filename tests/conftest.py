@@ -1,4 +1,4 @@
-"""What runs beside what: `make test` has two processes that share the files of tests; quiet files run last, in one of them."""
+"""What runs beside what: `make test` has two processes that share the files of tests; quiet ones run last, in one of them."""
 
 import os
 from functools import cache
