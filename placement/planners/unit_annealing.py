@@ -123,14 +123,8 @@ def _anneal(
         idle += 1
         _draw(moves, home, marked)
         target = np.random.randint(num_devices)  # noqa: NPY002
-        changed = False
         tried[:] = current
-        for group in range(count):
-            if marked[group]:
-                for place in range(moves.op_start[group], moves.op_start[group + 1]):
-                    changed |= tried[moves.ops[place]] != target
-                    tried[moves.ops[place]] = target
-        if not changed:
+        if not _move(moves, marked, target, tried):
             continue
         key = _hash(tried)
         slot = _slot(keys, key)
@@ -154,6 +148,18 @@ def _anneal(
         trail[kept] = current
         kept += 1
     return best, best_seconds, best_overflow, used, trail
+
+
+@njit(cache=True)
+def _move(moves: _Moves, marked: Bools, target: int, devices: Ints) -> bool:
+    """Put the marked groups on a device; returns whether any op was elsewhere."""
+    changed = False
+    for group in range(marked.shape[0]):
+        if marked[group]:
+            for place in range(moves.op_start[group], moves.op_start[group + 1]):
+                changed |= devices[moves.ops[place]] != target
+                devices[moves.ops[place]] = target
+    return changed
 
 
 @njit(cache=True)
