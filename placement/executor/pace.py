@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..topology import Device
+from .host_memory import keep_freed_memory
 
 OVERRUN_S = 5e-4
 """An emulated instruction that ends this much later than declared counts as an overrun."""
@@ -30,6 +31,7 @@ class Pace:
     def __init__(self, device: Device):
         self.torch_device = torch.device("cpu")
         self.overruns = 0
+        keep_freed_memory()
         if device.cores:
             os.sched_setaffinity(0, device.cores)
             torch.set_num_threads(len(device.cores))
