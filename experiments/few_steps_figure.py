@@ -13,12 +13,13 @@ from .figures import DEVICE_COLOURS, FAINT, INK
 _SEGUE = ("#ee7733", "#cc3311")
 
 
-def few_steps_figure(rows: list[dict[str, Any]], goal: float) -> bytes:
+def few_steps_figure(rows: list[dict[str, Any]], goal: float, source: str) -> bytes:
     """PNG: median and quartiles over the cases, a line a method.
 
     Args:
         rows: of `bench_few_steps.bench`.
         goal: regret that is marked.
+        source: what the times are, `simulated` or `emulated`.
     """
     figure = Figure(figsize=(10.5, 5.6), layout="constrained")
     axes = figure.subplots()
@@ -37,7 +38,7 @@ def few_steps_figure(rows: list[dict[str, Any]], goal: float) -> bytes:
     axes.set_xlim(1, None)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("measured steps")
-    axes.set_ylabel("best so far over best known, % more (simulated)")
+    axes.set_ylabel(f"best so far over best known, % more ({source})")
     axes.set_title(
         "Costs that are off by up to 50 %: median and quartiles over the cases", loc="left", fontweight="bold"
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..agent.beliefs import Beliefs
 from ..placement.captured import capture_any
 from ..placement.clock import SimulatedClock, StepReport
-from ..placement.costs import make_costs, microbatch_sizes, roofline
+from ..placement.costs import Profile, make_costs, microbatch_sizes, roofline
 from ..placement.graph import Graph, make_graph
 from ..placement.placement import Placement
 from ..placement.presets import preset
@@ -87,9 +87,9 @@ def random_branches(rng: Rng, blocks: int = 8) -> Graph:
     )
 
 
-def make_beliefs(clock: SimulatedClock) -> Beliefs:
-    """What an agent believes that has this simulator; it learns from single steps."""
-    return Beliefs(clock.graph, clock.topology, roofline(clock.graph), clock.sizes, window=1, grain=0.01)
+def make_beliefs(clock: SimulatedClock, profile: Profile | None = None) -> Beliefs:
+    """What an agent believes that has this simulator and this profile (or the roofline's); it learns from single steps."""
+    return Beliefs(clock.graph, clock.topology, profile or roofline(clock.graph), clock.sizes, window=1, grain=0.01)
 
 
 def wrong_by(rng: Rng, shape: Sequence[int], wrong: float = WRONG) -> Floats:
@@ -141,16 +141,22 @@ class Stand(SimulatedClock):
         believed: what the agent knows.
         truth: what is measured.
         seed: of the noise.
+        profile: op times that are believed; the roofline's by default.
 
     Attributes:
         measured: for each placement that was measured, in order, `(overflow bytes, measured seconds, true seconds)`.
     """
 
-    def __init__(self, believed: SimulatedClock, truth: SimulatedClock, seed: int):
+    def __init__(self, believed: SimulatedClock, truth: SimulatedClock, seed: int, profile: Profile | None = None):
         super().__init__(believed.graph, believed.topology, believed.costs, believed.sizes)
+        self.profile = profile
         self.truth = truth
         self.measured: list[tuple[float, float, float]] = []
         self._rng = np.random.default_rng(seed)
+
+    def beliefs(self) -> Beliefs:
+        """What an agent believes before it has measured anything."""
+        return make_beliefs(self, self.profile)
 
     def evaluate(self, devices: Ints) -> tuple[float, float]:
         """Measured seconds of a step, and bytes by which the tightest device overflows."""

@@ -13,7 +13,7 @@ from ..placement.placement import Placement, colocate
 from ..placement.planners import plan
 from ..placement.planners.annealing import HOTTEST_OPS, MOST, anneal
 from ..placement.planners.plan import Evaluator
-from .mismatch import Stand, make_beliefs
+from .mismatch import Stand
 
 Ints = NDArray[np.int64]
 Method = Callable[[Stand, int, int], None]
@@ -27,7 +27,7 @@ PLANNED = 3300
 
 def segue(stand: Stand, evaluations: int, seed: int) -> None:
     """The agent: measures, learns from the times of stages and links, and plans on what it learned."""
-    list(optimise(stand.step, make_beliefs(stand), None, evaluations, seed, policy_planner(PLANNED)))
+    list(optimise(stand.step, stand.beliefs(), None, evaluations, seed, policy_planner(PLANNED)))
 
 
 def segue_busy(stand: Stand, evaluations: int, seed: int) -> None:
@@ -36,12 +36,12 @@ def segue_busy(stand: Stand, evaluations: int, seed: int) -> None:
     def measure(placement: Placement) -> Any:
         return stand.step(placement, timeline=False)
 
-    list(optimise(measure, make_beliefs(stand), None, evaluations, seed, policy_planner(PLANNED)))
+    list(optimise(measure, stand.beliefs(), None, evaluations, seed, policy_planner(PLANNED)))
 
 
 def believed(stand: Stand, evaluations: int, seed: int) -> None:
     """Every measured placement is a long annealing's on the simulator as it is: nothing is learned but which is best."""
-    clock = make_beliefs(stand).clock
+    clock = stand.beliefs().clock
     plans = [plan("annealing", clock, seed=seed + run, evaluations=PLANNED).devices for run in range(evaluations)]
     for devices in sorted(plans, key=clock.step_time):
         stand.evaluate(devices)
@@ -50,7 +50,7 @@ def believed(stand: Stand, evaluations: int, seed: int) -> None:
 def contiguous(stand: Stand, evaluations: int, seed: int) -> None:
     """The dynamic program on the simulator as it is, measured once."""
     del evaluations
-    stand.evaluate(plan("contiguous", make_beliefs(stand).clock, seed=seed).devices)
+    stand.evaluate(plan("contiguous", stand.beliefs().clock, seed=seed).devices)
 
 
 def annealing(stand: Stand, evaluations: int, seed: int) -> None:
@@ -88,7 +88,7 @@ def cma_es(stand: Stand, evaluations: int, seed: int) -> None:
     import optuna
 
     count, group_of = stand.topology.num_devices, coarsen(stand.graph, GROUPS).group_of
-    first = _of_groups(plan("contiguous", make_beliefs(stand).clock, seed=seed).devices, group_of)
+    first = _of_groups(plan("contiguous", stand.beliefs().clock, seed=seed).devices, group_of)
     centre = {f"x{group}": (device + 0.5) / count for group, device in enumerate(first.tolist())}
     sampler: Any = optuna.samplers.CmaEsSampler(x0=centre, sigma0=0.5 / count, seed=seed)
 
@@ -137,7 +137,7 @@ def _of_groups(devices: Ints, group_of: Ints) -> Ints:
 
 def _plans(stand: Stand, seed: int, most: int = 5) -> list[Ints]:
     """The cheap planners' answers on the simulator as it is, the best of them, without repetitions."""
-    found = {plan.devices.tobytes(): plan.devices for plan in cheap_plans(make_beliefs(stand).clock, seed, 200)}
+    found = {plan.devices.tobytes(): plan.devices for plan in cheap_plans(stand.beliefs().clock, seed, 200)}
     return list(found.values())[:most]
 
 

@@ -28,9 +28,10 @@ class MeasuredClock:
         executor: the run.
         batches: where the training goes on, the same on every worker.
         steps: training steps for each answer, of which the median counts.
+        timeline: whether reports have the timeline of the last step.
     """
 
-    def __init__(self, executor: Executor, batches: Iterator[Any], steps: int = 1):
+    def __init__(self, executor: Executor, batches: Iterator[Any], steps: int = 1, timeline: bool = False):
         self.executor = executor
         self.graph = executor.graph
         self.topology = executor.topology
@@ -38,7 +39,7 @@ class MeasuredClock:
         self.losses: list[float] = []
         self.shortest_s = float("inf")
         self._batches = batches
-        self._steps = steps
+        self._steps, self._timeline = steps, timeline
 
     @property
     def costs(self) -> Costs:
@@ -82,7 +83,7 @@ class MeasuredClock:
                 return None
         reports = []
         for _ in range(self._steps):
-            self.losses.append(self.executor.step(next(self._batches)))
+            self.losses.append(self.executor.step(next(self._batches), self._timeline))
             if self.executor.report is not None:
                 reports.append(self.executor.report)
         median = float(np.median([report.step_time_s for report in reports]))

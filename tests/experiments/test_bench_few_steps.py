@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from segue.experiments.bench_few_steps import cases_table, methods_table
+from segue.experiments.emulated_stand import bench_emulated_case
 from segue.experiments.few_steps_figure import few_steps_figure
 from segue.experiments.mismatch import (
     NOISE,
@@ -78,6 +79,19 @@ def test_no_method_measures_more_than_it_may(name: str) -> None:
     assert stand.best_so_far(7)[-1] <= stand.measured[0][2] * (1 + 6 * NOISE)
 
 
+@pytest.mark.slow
+def test_placements_are_measured_as_steps_of_training_on_emulated_devices() -> None:
+    case = Case("mlp", "emulated-2", batch_size=8, image_size=8, microbatches=2)
+    methods = ["segue", "annealing", "dynamic program on the beliefs"]
+    rows = bench_emulated_case(case, seed=0, evaluations=4, reference=50, methods=methods)
+    assert [row["method"] for row in rows] == methods
+    assert [row["measured"] for row in rows][:2] == [4, 4]
+    for row in rows:
+        assert len(row["regret"]) == 4
+        assert min(row["regret"]) >= 0.0
+    assert min(row["regret"][-1] for row in rows) < 0.5
+
+
 def test_the_tables_and_the_picture_show_every_method() -> None:
     rows = [
         {
@@ -91,9 +105,9 @@ def test_the_tables_and_the_picture_show_every_method() -> None:
         for case in ("a", "b")
         for method in METHODS
     ]
-    table = methods_table(rows)
+    table = methods_table(rows, "simulated")
     assert "2 of 2" in table
     assert "50.0%" in table
     assert all(method in table for method in METHODS)
-    assert cases_table(rows).count("4.0%") == 2 * len(METHODS)
-    assert few_steps_figure(rows, 0.05).startswith(b"\x89PNG")
+    assert cases_table(rows, "simulated").count("4.0%") == 2 * len(METHODS)
+    assert few_steps_figure(rows, 0.05, "simulated").startswith(b"\x89PNG")
