@@ -1,4 +1,4 @@
-"""What runs beside what: `make test` has two processes that share the files of tests; quiet ones run last, in one of them."""
+"""What runs beside what: the two processes of `make test` share the files, long ones first; quiet ones come last, in one."""
 
 import os
 from functools import cache
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXECUTOR = ROOT / "tests" / "placement" / "executor"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: a core for each process.
@@ -17,13 +16,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @cache
 def is_quiet(path: Path) -> bool:
-    """Whether a file starts workers or measures time: those of the executor, and those with a test marked `quiet`."""
-    return EXECUTOR in path.parents or "pytest.mark.quiet" in path.read_text()
+    """Whether a file measures time, or waits for a limited time: those with a test marked `quiet`."""
+    return "pytest.mark.quiet" in path.read_text()
+
+
+@cache
+def is_long(path: Path) -> bool:
+    """Whether all tests of a file are slow."""
+    return "pytestmark = [pytest.mark.slow" in path.read_text()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: is_quiet(item.path))
+    items.sort(key=lambda item: (is_quiet(item.path), not is_long(item.path)))
 
 
 @pytest.hookimpl(optionalhook=True)

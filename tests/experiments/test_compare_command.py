@@ -164,7 +164,6 @@ def test_devices_that_are_not_here_are_not_measured(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.quiet
 def test_the_best_placements_are_measured_beside_what_was_predicted(tmp_path, capsys):
     devices = topology(tmp_path, 2, speed=0.1)
     size = ["--model", "mlp", "--image-size", "32", "--batch-size", "64", "--microbatches", "2"]

@@ -15,7 +15,7 @@ import pytest
 from segue.experiments.cli import main
 from tests.processes import workers_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.quiet, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 FOLDER = Path(__file__).parents[2] / "experiments" / "examples"
 STEPS = 24
 OPTIONS = ("--steps", str(STEPS), "--seed", "1")

@@ -15,7 +15,6 @@ OPS = 9
 
 
 @pytest.mark.slow
-@pytest.mark.quiet
 def test_placements_take_turns_and_what_does_not_fit_is_skipped():
     names = ("roomy", "tight")
     devices = (Device("roomy", "emulated", 1e9, 0.2), Device("tight", "emulated", 1e5, 0.1))

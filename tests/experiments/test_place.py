@@ -154,7 +154,6 @@ def test_a_workload_has_no_modules_to_write(graph, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.quiet
 def test_a_run_starts_from_what_was_placed(tmp_path):
     out, size = tmp_path / "placement.json", ["--model", "mlp", "--batch-size", "16", "--microbatches", "3"]
     assert main(["place", *size, "--topology", "emulated-2", "--planner", "equal-time", "--out", str(out)]) == 0

@@ -89,7 +89,6 @@ def test_a_profile_is_of_one_microbatch_and_fits_the_models_graph(model, tmp_pat
     assert text.count("linear") >= 1
 
 
-@pytest.mark.quiet
 def test_the_machine_and_its_measured_links_are_written_when_asked(tmp_path):
     path = tmp_path / "lab.yaml"
     flags = ["--model", "mlp", "--image-size", "8", "--batch-size", "2", "--microbatches", "1", "--repeats", "1"]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from segue.agent.pretrained import load_policy, same_weights
 from segue.experiments.cli import main
 from segue.placement.executor.checkpoint_files import find
 from tests.processes import workers_of
@@ -210,11 +209,3 @@ def test_a_model_that_fits_no_device_is_refused(folder: Path, capsys: pytest.Cap
     assert "device" in error
     assert "MiB" in error
     assert not (folder / "big").exists()
-
-
-def test_a_policy_learns_on_from_measured_step_times(folder: Path) -> None:
-    out = folder / "tuned.safetensors"
-    options = ["--model", "mlp", "--timesteps", "32", "--topology", str(folder / "topology.yaml"), "--out", str(out)]
-    assert main(["train", "--clock", "measured", *options]) == 0
-    tuned, shipped = load_policy(out), load_policy()
-    assert not same_weights(tuned, shipped)

@@ -12,7 +12,7 @@ from tests.placement.executor import move_jobs
 from tests.placement.executor.jobs import CASES, batch_of, plain
 from tests.placement.executor.test_executor import cpu_devices
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(400)
 LIMIT_S = 150.0
 STEPS = 7
 

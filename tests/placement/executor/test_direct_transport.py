@@ -6,7 +6,7 @@ from segue.placement.executor.direct_transport import can_go_direct
 from segue.placement.topology import Device, Topology, uniform_links
 from tests.placement.executor import jobs
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(400)
 CASES = ["branches", "tied", "dag-0", "dag-1"]
 
 

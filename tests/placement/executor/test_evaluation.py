@@ -7,7 +7,7 @@ from segue.placement.executor import launch
 from tests.placement.executor import evaluation_jobs
 from tests.placement.executor.test_executor import LIMIT_S, cpu_devices
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")

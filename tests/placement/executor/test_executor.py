@@ -10,7 +10,7 @@ from segue.placement.executor import WorkerFailed, launch
 from segue.placement.topology import Device, Topology, uniform_links
 from tests.placement.executor import jobs
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = [pytest.mark.quiet, pytest.mark.timeout(200)]
 LIMIT_S = 150.0
 
 

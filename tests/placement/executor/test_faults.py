@@ -14,7 +14,7 @@ from segue.placement.topology import Topology
 from tests.placement.executor import fault_jobs
 from tests.placement.executor.test_executor import cpu_devices, emulated_devices
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.quiet, pytest.mark.timeout(400)]
 LIMIT_S = 150.0
 """A run that is still there after so long did hang."""
 MESSAGE_TIMEOUT_S = 10.0

@@ -6,7 +6,7 @@ from segue.placement.topology import Device, Topology, uniform_links
 from tests.placement.executor import move_jobs
 from tests.placement.executor.test_executor import cpu_devices
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.quiet, pytest.mark.timeout(240)]
 LIMIT_S = 200.0
 
 

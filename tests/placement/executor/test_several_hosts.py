@@ -16,6 +16,7 @@ from tests.placement.executor.two_hosts import ADDRESSES, BITS_PER_S, Hosts
 
 WHY_NOT = two_hosts.why_not()
 pytestmark = [
+    pytest.mark.quiet,
     pytest.mark.slow,
     pytest.mark.timeout(400),
     pytest.mark.skipif(bool(WHY_NOT), reason=f"no two hosts on this machine: {WHY_NOT}"),

@@ -9,7 +9,7 @@ from tests.placement.executor import training_jobs
 from tests.placement.executor.test_executor import LIMIT_S, cpu_devices, emulated_devices
 from tests.placement.executor.training_jobs import LOOPS, Run
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(400)
 BFLOAT16 = [name for name, loop in LOOPS.items() if loop.autocast]
 
 
