@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..env.observation import allowed_moves, make_state, step_features
+from ..env.observation import step_features
 from ..env.scenarios import Scenario
+from ..env.state import allowed_moves, make_state
 from ..placement.placement import Placement
 from .network import PlacementNetwork
 from .scoring import score_state
@@ -33,8 +34,8 @@ class ImitationSettings:
         teacher: what the teacher does.
     """
 
-    chunks: int = 48
-    scenarios: int = 64
+    chunks: int = 24
+    scenarios: int = 128
     epochs: int = 4
     batch_size: int = 64
     learning_rate: float = 2e-3
@@ -105,7 +106,7 @@ def walk(network: PlacementNetwork, lesson: Lesson, steps: int, rng: Rng) -> lis
         step = step_features(state, start_s, best_s, 0.0, taken / steps)
         logits = score_state(network, state, step).logits[0].numpy().ravel() + rng.gumbel(size=len(allowed))
         unit, device = divmod(int(np.where(allowed, logits, -np.inf).argmax()), problem.num_devices)
-        devices = np.where(state.member[unit][problem.groups.group_of] > 0, device, devices)
+        devices = state.moved(unit, device)
         places.append(devices)
     return places
 

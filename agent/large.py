@@ -10,11 +10,10 @@ from ..placement.clock import SimulatedClock
 from ..placement.move_cost import MoveCost
 from ..placement.placement import Placement
 from ..placement.planners.manual import speed_split
-from ..placement.quotient import Quotient, make_quotient
+from ..placement.quotient import make_quotient
 from .network import PlacementNetwork
-from .propose import Proposal, propose
+from .propose import Proposal, propose, propose_from_plans
 from .search import SearchSettings
-from .starts import cheap_plans
 
 Ints = NDArray[np.int64]
 
@@ -61,13 +60,20 @@ def propose_large(
     """
     count = min(LARGE, max(FEWEST_GROUPS, GROUPS_A_DEVICE * clock.topology.num_devices))
     quotient = make_quotient(clock, count)
-    coarse, spent = _of_groups(quotient, start, policy, int(COARSE * evaluations), seed, move_cost)
+    coarse = propose_from_plans(
+        quotient.clock,
+        Placement(quotient.restrict(start.devices), start.microbatches),
+        policy=policy,
+        evaluations=int(COARSE * evaluations),
+        seed=seed,
+        move_cost=quotient.move_cost(move_cost),
+    )
     expanded = quotient.expand(coarse.placement.devices)
     fine = propose(
         clock,
         start,
         policy=policy,
-        evaluations=max(4, evaluations - spent),
+        evaluations=max(4, evaluations - coarse.evaluations),
         seed=seed,
         starts={"groups": expanded, **_splits(clock, expanded)},
         move_cost=move_cost,
@@ -75,25 +81,7 @@ def propose_large(
     )
     found = fine.source == "start:groups" and coarse.source != "start"
     source = coarse.source if found else fine.source
-    return replace(fine, source=source, evaluations=fine.evaluations + spent)
-
-
-def _of_groups(
-    quotient: Quotient, start: Placement, policy: PlacementNetwork, evaluations: int, seed: int, move_cost: MoveCost
-) -> tuple[Proposal, int]:
-    """The proposal for the groups, and the evaluations that it and the plans it started from took."""
-    plans = cheap_plans(quotient.clock, seed, max(1, evaluations - 2))
-    spent = sum(found.evaluations for found in plans)
-    proposal = propose(
-        quotient.clock,
-        Placement(quotient.restrict(start.devices), start.microbatches),
-        policy=policy,
-        evaluations=max(2, evaluations - spent),
-        seed=seed,
-        starts={found.planner: found.devices for found in plans},
-        move_cost=quotient.move_cost(move_cost),
-    )
-    return proposal, spent + proposal.evaluations
+    return replace(fine, source=source, evaluations=fine.evaluations + coarse.evaluations)
 
 
 def _splits(clock: SimulatedClock, expanded: Ints) -> Mapping[str, Ints]:

@@ -1,7 +1,7 @@
 """`propose`: a better placement from the policy, within a number of clock evaluations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,14 @@ from ..placement.clock import SimulatedClock
 from ..placement.errors import SegueError
 from ..placement.move_cost import MoveCost, free_of_charge
 from ..placement.placement import Placement, check_placement, colocate
+from ..placement.workload_clock import WorkloadClock
 from .annealing import anneal
 from .guided import guided_annealing
 from .network import PlacementNetwork
 from .pretrained import load_policy
 from .rollout import rollout
 from .search import Search, SearchSettings, Visit
+from .starts import cheap_plans
 from .threads import one_thread
 
 Ints = NDArray[np.int64]
@@ -106,6 +108,32 @@ def propose(
     return _proposal(search, now, start, evaluations)
 
 
+def propose_from_plans(
+    clock: SimulatedClock,
+    start: Placement,
+    *,
+    policy: PlacementNetwork,
+    evaluations: int,
+    seed: int,
+    move_cost: MoveCost,
+) -> Proposal:
+    """`propose`, from the start and the cheap planners' answers, whose evaluations count."""
+    # Its own start and the best of the others are priced once more, by the proposal's search.
+    plans = cheap_plans(clock, seed, max(1, evaluations - 2))
+    spent = sum(found.evaluations for found in plans)
+    starts = {found.planner: found.devices for found in plans}
+    proposal = propose(
+        clock,
+        start,
+        policy=policy,
+        evaluations=max(2, evaluations - spent),
+        seed=seed,
+        starts=starts,
+        move_cost=move_cost,
+    )
+    return replace(proposal, evaluations=proposal.evaluations + spent)
+
+
 def _run(search: Search, network: PlacementNetwork, starts: list[Visit], seed: int, settings: SearchSettings) -> None:
     """Rollouts from the starts, the best first; annealing with the policy's moves; annealing with uniform ones."""
     if search.problem.num_devices == 1:
@@ -117,12 +145,14 @@ def _run(search: Search, network: PlacementNetwork, starts: list[Visit], seed: i
         rollout(search, network, starts[row % len(starts)], settings.patience, floor, sampled)
     assert search.best is not None
     moves = 2 * search.problem.num_units * search.problem.num_devices
-    unguided = max(0, search.left - min(settings.guided, MOST_SCORES // moves))
+    # A workload has no compiled price; an annealing of its own goes on from the proposal.
+    compiled = not isinstance(search.clock, WorkloadClock)
+    unguided = max(0, search.left - min(settings.guided, MOST_SCORES // moves)) if compiled else 0
     for cycle in range(settings.cycles):
         left = search.left - unguided
         floor = unguided + left * (settings.cycles - cycle - 1) // (settings.cycles - cycle)
         guided_annealing(search, network, search.best, seed + cycle, settings, floor)
-    if settings.cycles:
+    if settings.cycles and compiled:
         anneal(search, seed + settings.cycles)
 
 

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -58,32 +58,17 @@ def answer(request: Request) -> Any:
     """
     from .large import is_large, propose_large
     from .pretrained import load_policy
-    from .propose import propose
-    from .starts import cheap_plans
+    from .propose import propose_from_plans
 
-    policy = load_policy(request.policy_path or None)
-    if is_large(request.clock):
-        return propose_large(
-            request.clock,
-            request.start,
-            policy=policy,
-            evaluations=request.evaluations,
-            seed=request.seed,
-            move_cost=request.move_cost,
-        )
-    # Its own start and the best of the others are priced once more, by the proposal's search.
-    plans = cheap_plans(request.clock, request.seed, max(1, request.evaluations - 2))
-    spent = sum(found.evaluations for found in plans)
-    proposal = propose(
+    search = propose_large if is_large(request.clock) else propose_from_plans
+    return search(
         request.clock,
         request.start,
-        policy=policy,
-        evaluations=max(2, request.evaluations - spent),
+        policy=load_policy(request.policy_path or None),
+        evaluations=request.evaluations,
         seed=request.seed,
-        starts={found.planner: found.devices for found in plans},
         move_cost=request.move_cost,
     )
-    return replace(proposal, evaluations=proposal.evaluations + spent)
 
 
 class Proposer:

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..env.observation import State, move_features, observe_state
+from ..env.observation import move_features, observe_state
+from ..env.state import State
 from .network import PlacementNetwork, Scores
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..env.observation import State, allowed_moves, make_state, step_features
+from ..env.observation import step_features
 from ..env.problem import Problem
+from ..env.state import State, allowed_moves, make_state
 from ..placement.clock import SimulatedClock
 from ..placement.move_cost import MoveCost
 from ..placement.placement import Placement
@@ -108,7 +109,6 @@ class Search:
         self.left = evaluations
         self.best: Visit | None = None
         self.answer: Visit | None = None
-        self.group_of = problem.groups.group_of
         self.move_cost, self.avoid = move_cost, tuple(avoid)
         self._microbatches, self._op_bytes = microbatches, op_bytes
         self._avoided = {devices.tobytes() for devices in avoid}
@@ -165,8 +165,7 @@ class Search:
 
     def moved(self, visit: Visit, move: int) -> Ints:
         """The map after move `unit * devices + device` from a visit."""
-        unit, device = divmod(move, self.problem.num_devices)
-        return np.where(self.state(visit).member[unit][self.group_of] > 0, device, visit.devices)
+        return self.state(visit).moved(*divmod(move, self.problem.num_devices))
 
     def allowed(self, visit: Visit) -> NDArray[np.bool_]:
         """Which moves `unit * devices + device` from a visit are allowed, `bool[u * d]`."""

@@ -7,21 +7,12 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from ..env.config import EnvConfig
-from ..env.observation import (
-    ESTIMATE,
-    Observation,
-    State,
-    allowed_moves,
-    make_state,
-    move_features,
-    observe_state,
-    step_features,
-)
+from ..env.observation import ESTIMATE, Observation, move_features, observe_state, step_features
 from ..env.problem import Problem, make_problem
 from ..env.scenarios import Scenario
+from ..env.state import State, allowed_moves, make_state
 from ..placement.clock import SimulatedClock
 from ..placement.placement import Placement
-from ..placement.planners.lookahead import price_moves
 from ..placement.planners.unit_annealing import OVERFLOW_CHARGE, anneal_units
 
 Rng = np.random.Generator
@@ -135,11 +126,10 @@ def teach(lesson: Lesson, devices: Ints, rng: Rng, settings: TeacherSettings) ->
     if not len(chosen):
         return None
     units, targets = np.divmod(chosen, problem.num_devices)
-    member = state.member[units] > 0
-    seconds, overflow = price_moves(clock, problem.groups.group_of, devices, member, targets)
+    seconds, overflow = clock.evaluate_many(state.after(units, targets))
     now, best = (_energy(clock, *clock.evaluate(where)) for where in (devices, lesson.best))
     change = _energy(clock, seconds, overflow) - now
-    worth = -change + settings.agreement * _agreement(lesson, state, member, targets)
+    worth = -change + settings.agreement * _agreement(lesson, state, units, targets)
     worth = np.append(0.0, worth)
     temperature = max(settings.least, settings.sharpness * float(worth.max()))
     target = np.exp((worth - worth.max()) / temperature)
@@ -148,7 +138,7 @@ def teach(lesson: Lesson, devices: Ints, rng: Rng, settings: TeacherSettings) ->
     step = step_features(state, start_s, best_s, 0.0, float(rng.random()))
     return Sample(
         observation=observe_state(state, step),
-        units=member.astype(np.uint8),
+        units=state.member[units].astype(np.uint8),
         devices=targets.astype(np.int64),
         moves=features[units, targets],
         change=change.clip(-2, 2).astype(np.float32),
@@ -173,16 +163,16 @@ def _energy(clock: SimulatedClock, seconds: Floats | float, overflow: Floats | f
     return np.log(seconds) + OVERFLOW_CHARGE * (1.0 + worst) * (np.asarray(overflow) > 0)
 
 
-def _agreement(lesson: Lesson, state: State, member: NDArray[np.bool_], targets: Ints) -> Floats:
+def _agreement(lesson: Lesson, state: State, units: Ints, targets: Ints) -> Floats:
     """Share of all compute that each move brings where the teacher has it, less what it takes away from there."""
     problem = lesson.problem
     weight = problem.compute_s.mean(axis=1)
     weight = weight / weight.sum()
     report_home = _home(problem, lesson.best)
     wanted = _relabelled(problem, weight, state.home, report_home)
-    right_now = (wanted == state.home) * weight
-    right_then = (wanted == targets[:, None]) * weight
-    return (member * (right_then - right_now)).sum(axis=1)
+    homes = state.homes_after(units, targets)
+    homes = np.where(homes >= 0, homes, state.home)
+    return ((wanted == homes) * weight).sum(axis=1) - ((wanted == state.home) * weight).sum()
 
 
 def _home(problem: Problem, devices: Ints) -> Ints:

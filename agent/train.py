@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
 from tqdm import tqdm
 
-from ..env import EnvConfig, Scenario, ScenarioSampler, make_vec_env
+from ..env import EnvConfig, PlacementEnv, Scenario, ScenarioSampler, make_vec_env
 from ..env.vector import Sampler
 from ..placement.clock import Clock
 from ..placement.errors import SegueError
@@ -46,6 +46,7 @@ class TrainingPreset:
         clip: PPO's clipping range.
         learning_rate: at the start; falls to a twentieth in a straight line.
         entropy: weight of the policy's entropy at the start; falls likewise.
+        evaluations: scenarios, always the same, on which the policy is judged before PPO and after every chunk of it.
         hidden: width of the network.
         rounds: rounds of message passing.
         env: sizes and rewards of the environment.
@@ -64,21 +65,24 @@ class TrainingPreset:
     clip: float = 0.1
     learning_rate: float = 1e-4
     entropy: float = 0.001
+    evaluations: int = 48
     hidden: int = 64
     rounds: int = 3
     env: EnvConfig = EnvConfig(max_groups=24, max_devices=6)  # noqa: RUF009  (frozen)
 
 
+EVALUATION_SEED = 77_000_000
 NO_IMITATION = ImitationSettings(chunks=0)
 PRESETS = {
     "release": TrainingPreset(),
     "quick": TrainingPreset(imitation=ImitationSettings(chunks=6, scenarios=32), timesteps=8_192),
     "tiny": TrainingPreset(
         imitation=ImitationSettings(chunks=1, scenarios=4, epochs=2, max_groups=(16,)),
-        timesteps=1_024, envs=4, rollout=64, chunk=2, batch_size=128, hidden=32, rounds=2, env=EnvConfig(16, 4),
+        timesteps=1_024, envs=4, rollout=64, chunk=2, batch_size=128, evaluations=4, hidden=32, rounds=2,
+        env=EnvConfig(16, 4),
     ),
     "finetune": TrainingPreset(
-        imitation=NO_IMITATION, timesteps=2_048, envs=1, rollout=256, chunk=2, batch_size=64, epochs=4
+        imitation=NO_IMITATION, timesteps=2_048, envs=1, rollout=256, chunk=2, batch_size=64, epochs=4, evaluations=0
     ),
 }  # fmt: skip
 
@@ -91,12 +95,15 @@ class TrainingResult:
         network: ready to decide.
         timesteps: environment steps taken in all.
         rewards: mean episode reward in each chunk of PPO.
+        gains: what greedy episodes of the same scenarios gain, as a mean logarithm of start over best step time, before PPO
+            and after each chunk.
         losses: of each chunk of imitation; see `imitate_chunk`.
     """
 
     network: PlacementNetwork
     timesteps: int
     rewards: tuple[float, ...]
+    gains: tuple[float, ...] = ()
     losses: tuple[dict[str, float], ...] = ()
 
 
@@ -138,19 +145,20 @@ def train(
     if log_dir is None and (resume or tensorboard):
         raise SegueError("train: resume and tensorboard need log_dir")
     if clock is not None:
-        settings = replace(settings, envs=1, imitation=NO_IMITATION)
+        settings = replace(settings, envs=1, imitation=NO_IMITATION, evaluations=0)
         sampler = _one(clock, start)
     lessons = sampler or ScenarioSampler(settings.teacher_devices, settings.teacher_ops, tuple(graphs))
     sampler = sampler or ScenarioSampler(settings.env.max_devices, graphs=tuple(graphs))
     folder = Path(log_dir) if log_dir is not None else None
     with one_thread():
-        run = _Run(_model(settings, seed, sampler, weights, folder if tensorboard else None), settings, seed, folder)
+        model = _model(settings, seed, sampler, weights, folder if tensorboard else None)
+        run = _Run(model, sampler, settings, seed, folder)
         if resume:
             run.restore()
         run.imitate(lessons, progress)
         run.reinforce(progress)
     network = run.network.eval().requires_grad_(False)
-    return TrainingResult(network, run.model.num_timesteps, tuple(run.rewards), tuple(run.losses))
+    return TrainingResult(network, run.model.num_timesteps, tuple(run.rewards), tuple(run.gains), tuple(run.losses))
 
 
 class _Run:
@@ -158,17 +166,19 @@ class _Run:
 
     Args:
         model: what is trained.
+        sampler: draws the scenarios of PPO.
         settings: how.
         seed: of everything random.
         folder: of the checkpoints, if there are to be any.
     """
 
-    def __init__(self, model: MaskablePPO, settings: TrainingPreset, seed: int, folder: Path | None):
-        self.model, self.settings, self.seed, self.folder = model, settings, seed, folder
+    def __init__(self, model: MaskablePPO, sampler: Sampler, settings: TrainingPreset, seed: int, folder: Path | None):
+        self.model, self.sampler, self.settings, self.seed, self.folder = model, sampler, settings, seed, folder
         self.network = _network(model)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), settings.imitation.learning_rate)
         self.losses: list[dict[str, float]] = []
         self.rewards: list[float] = []
+        self.gains: list[float] = []
 
     def imitate(self, lessons: Sampler, progress: bool) -> None:
         """Imitation, up to the settings' number of chunks."""
@@ -187,12 +197,22 @@ class _Run:
     def reinforce(self, progress: bool) -> None:
         """PPO, up to the settings' number of timesteps."""
         model, timesteps = self.model, self.settings.timesteps
+        if not self.gains:
+            self._judge()
         with tqdm(total=timesteps, initial=model.num_timesteps, disable=not progress, unit="step") as bar:
             while model.num_timesteps < timesteps:
                 self.rewards.append(_chunk(model, self.settings, self.seed, len(self.rewards)))
                 bar.update(model.num_timesteps - bar.n)
+                self._judge()
                 bar.set_postfix(reward=f"{self.rewards[-1]:.3f}")
                 self.checkpoint()
+
+    def _judge(self) -> None:
+        """Write down how good the policy is by now, if the settings want it judged."""
+        if not self.settings.evaluations:
+            return
+        self.gains.append(mean_gain(self.network, self.sampler, self.settings.env, self.settings.evaluations))
+        self._write_event("ppo/gain", self.gains[-1], self.model.num_timesteps)
 
     def checkpoint(self) -> None:
         """Save all that the rest of the run depends on."""
@@ -206,16 +226,20 @@ class _Run:
             "settings": repr(self.settings),
             "timesteps": self.model.num_timesteps,
             "rewards": self.rewards,
+            "gains": self.gains,
             "losses": self.losses,
         }
         save_policy(self.network, self.folder / "checkpoint.safetensors", metadata)
         with (self.folder / "progress.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["chunk", "choice_loss", "change_error", "value_error", "mean_episode_reward"])
+            writer.writerow(
+                ["chunk", "choice_loss", "change_error", "value_error", "mean_episode_reward", "greedy_gain"]
+            )
             for index, loss in enumerate(self.losses):
-                writer.writerow([index, *(f"{loss[key]:.6f}" for key in ("choice", "change", "value")), ""])
-            for index, reward in enumerate(self.rewards, len(self.losses)):
-                writer.writerow([index, "", "", "", f"{reward:.6f}"])
+                writer.writerow([index, *(f"{loss[key]:.6f}" for key in ("choice", "change", "value")), "", ""])
+            for index, reward in enumerate(self.rewards):
+                gain = [f"{gain:.6f}" for gain in self.gains[index + 1 : index + 2]]
+                writer.writerow([len(self.losses) + index, "", "", "", f"{reward:.6f}", *gain])
 
     def restore(self) -> None:
         """Go on from the checkpoint in the folder, if there is one.
@@ -239,6 +263,7 @@ class _Run:
         self.model.policy.optimizer.load_state_dict(optimizers["ppo"])
         self.model.num_timesteps = int(record["timesteps"])
         self.rewards, self.losses = list(record["rewards"]), list(record["losses"])
+        self.gains = list(record["gains"])
 
     def _write_event(self, name: str, value: float, index: int) -> None:
         if self.model.tensorboard_log is not None:
@@ -246,6 +271,23 @@ class _Run:
 
             with SummaryWriter(self.model.tensorboard_log) as writer:
                 writer.add_scalar(name, value, index)
+
+
+def mean_gain(network: PlacementNetwork, sampler: Sampler, config: EnvConfig, count: int) -> float:
+    """Mean logarithm of the start's step time over the best in greedy episodes of `count` scenarios, always the same."""
+    gains = []
+    for index in range(count):
+        env = PlacementEnv(sampler=sampler, config=config)
+        observation, info = env.reset(seed=EVALUATION_SEED + index)
+        start_s, over = info["step_time_s"], False
+        while not over:
+            batch = {key: torch.from_numpy(value)[None] for key, value in observation.items()}
+            with torch.no_grad():
+                logits = network(batch)[0][0].numpy()
+            action = int(np.where(env.action_masks(), logits, -np.inf).argmax())
+            observation, _, over, _, info = env.step(action)
+        gains.append(float(np.log(start_s / info["best_step_time_s"])))
+    return float(np.mean(gains))
 
 
 def _settings(preset: str | TrainingPreset, timesteps: int | None, weights: PlacementNetwork | None) -> TrainingPreset:

@@ -28,6 +28,7 @@ class Pipeline(NamedTuple):
         latency_s: between two devices, `float64[d, d]`.
         seconds_per_byte: likewise.
         microbatches: in a step.
+        steady: whether what counts is the load of the busiest device, transfers included, not the time of one step.
     """
 
     order: Ints
@@ -39,6 +40,7 @@ class Pipeline(NamedTuple):
     latency_s: Floats
     seconds_per_byte: Floats
     microbatches: int
+    steady: bool
 
 
 class Bounds(NamedTuple):
@@ -46,9 +48,10 @@ class Bounds(NamedTuple):
 
     Attributes:
         path: the longest chain of computation and transfers that one microbatch waits for, forward and backward.
-        load: compute of the fullest device in a step.
+        load: compute of the fullest device in a step; where steady, with its transfers.
         link: transfers over the fullest pair of devices in a step, one way.
-        estimate: of the step: one microbatch passes, the others follow at the pace of the narrowest place.
+        estimate: of the step: one microbatch passes, the others follow at the pace of the narrowest place; the load where
+            steady.
     """
 
     path: Floats
@@ -58,8 +61,9 @@ class Bounds(NamedTuple):
 
 
 def make_pipeline(
-    compute: Floats, edges: Ints, volume: Floats, messages: Floats, latency: Floats, pace: Floats, microbatches: int
-) -> Pipeline:
+    compute: Floats, edges: Ints, volume: Floats, messages: Floats, latency: Floats, pace: Floats, microbatches: int,
+    steady: bool = False,
+) -> Pipeline:  # fmt: skip
     """Sort the edges between groups by their target, and drop what closes a circle (colocation can force one)."""
     count = len(compute)
     order = _topological(edges, count)
@@ -69,7 +73,7 @@ def make_pipeline(
     kept = kept[np.argsort(edges[kept, 1], kind="stable")]
     start = np.searchsorted(edges[kept, 1], np.arange(count + 1)).astype(np.int64)
     source = np.ascontiguousarray(edges[kept, 0])
-    return Pipeline(order, start, source, compute, volume[kept], messages[kept], latency, pace, microbatches)
+    return Pipeline(order, start, source, compute, volume[kept], messages[kept], latency, pace, microbatches, steady)
 
 
 def _topological(edges: Ints, count: int) -> Ints:
@@ -91,14 +95,21 @@ def bounds_now(pipeline: Pipeline, home: Ints) -> tuple[Bounds, Floats]:
     return _with_estimate(pipeline, *(np.asarray(seconds) for seconds in now)), _through(pipeline, home)
 
 
-def bounds_after(pipeline: Pipeline, home: Ints, member: Bools) -> Bounds:
-    """Bounds after each unit (`bool[u, n]`) has moved to each device, `float64[u, d]` each."""
-    return _with_estimate(pipeline, *_after(pipeline, home, member))
+def bounds_after(pipeline: Pipeline, home: Ints, member: Bools, swaps_with: Ints) -> Bounds:
+    """Bounds after each unit has moved to each device, `float64[u, d]` each.
+
+    Args:
+        pipeline: the groups.
+        home: device of every group, `int64[n]`.
+        member: groups in each unit, `bool[u, n]`.
+        swaps_with: where the groups of the device that a unit goes to go in exchange, -1 if they stay, `int64[u]`.
+    """
+    return _with_estimate(pipeline, *_after(pipeline, home, member, swaps_with))
 
 
 def _with_estimate(pipeline: Pipeline, path: Floats, load: Floats, link: Floats) -> Bounds:
     narrow = np.maximum(load, link)
-    estimate = np.maximum(path + (1 - 1 / pipeline.microbatches) * narrow, narrow)
+    estimate = load if pipeline.steady else np.maximum(path + (1 - 1 / pipeline.microbatches) * narrow, narrow)
     return Bounds(path, load, link, estimate)
 
 
@@ -126,6 +137,9 @@ def _bounds(pipeline: Pipeline, home: Ints, done: Floats, loads: Floats, links: 
                 arrives += seconds * share
                 low, high = min(here, there), max(here, there)
                 links[low, high] += 0.5 * seconds
+                if pipeline.steady:
+                    loads[here] += seconds
+                    loads[there] += seconds
                 link = max(link, links[low, high])
             ready = max(ready, arrives)
         loads[here] += pipeline.step_s[group, here]
@@ -140,7 +154,7 @@ def _bounds(pipeline: Pipeline, home: Ints, done: Floats, loads: Floats, links: 
 
 
 @njit(cache=True)
-def _after(pipeline: Pipeline, home: Ints, member: Bools) -> tuple[Floats, Floats, Floats]:
+def _after(pipeline: Pipeline, home: Ints, member: Bools, swaps_with: Ints) -> tuple[Floats, Floats, Floats]:
     units, devices = member.shape[0], pipeline.step_s.shape[1]
     path, load, link = np.empty((units, devices)), np.empty((units, devices)), np.empty((units, devices))
     done, loads, links = _scratch(pipeline)
@@ -148,7 +162,11 @@ def _after(pipeline: Pipeline, home: Ints, member: Bools) -> tuple[Floats, Float
     for unit in range(units):
         for device in range(devices):
             for group in range(home.shape[0]):
-                moved[group] = device if member[unit, group] else home[group]
+                moved[group] = home[group]
+                if member[unit, group]:
+                    moved[group] = device
+                elif swaps_with[unit] >= 0 and home[group] == device:
+                    moved[group] = swaps_with[unit]
             path[unit, device], load[unit, device], link[unit, device] = _bounds(pipeline, moved, done, loads, links)
     return path, load, link
 

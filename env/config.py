@@ -31,8 +31,8 @@ class EnvConfig:
 
     @property
     def max_units(self) -> int:
-        """Most units that can move: the groups' own, and the ends of runs."""
-        return 4 * self.max_groups
+        """Most units that can move: the groups' own, the ends of runs, and what each device holds."""
+        return 4 * self.max_groups + min(self.max_groups, self.max_devices)
 
     def __post_init__(self) -> None:
         for field in fields(self):

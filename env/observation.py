@@ -1,6 +1,5 @@
 """What the agent sees: groups, devices, links and every move, in times relative to the current step."""
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -8,92 +7,23 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from ..placement.clock import StepReport
-from .bounds import Bounds, bounds_after, bounds_now
+from .bounds import bounds_after
 from .config import EnvConfig
-from .problem import GROUP_CONSTANTS, Ints, Problem
-from .units import run_ends
+from .problem import GROUP_CONSTANTS
+from .state import Floats, State, allowed_moves, unit_share
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 Observation = dict[str, NDArray[Any]]
 
 GROUP_FEATURES = GROUP_CONSTANTS + 4
 DEVICE_FEATURES = 9
 LINK_FEATURES = 2
 EDGE_FEATURES = 2
-MOVE_FEATURES = 18
-STEP_FEATURES = 13
+MOVE_FEATURES = 19
+STEP_FEATURES = 14
 ESTIMATE = 10
 """Column of the move features: log change of the estimated step time."""
 _BOUND = 10.0
 _SHARES = ("group_mask", "device_mask", "placement", "edge_mask", "units", "action_mask")
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """One placement of a problem, with what its clock said.
-
-    Attributes:
-        problem: the problem.
-        devices: device of every op, `int64[ops]`.
-        share: share of each group's ops on each device, `float64[n, d]`.
-        home: device that most of each group is on, `int64[n]`.
-        member: whether a group is in a unit that can move, `float64[u, n]`: the problem's units, then the ends of runs.
-        report: the clock's report.
-        load_s: compute seconds of a step on each device, `float64[d]`.
-        edge_s: transfer seconds of a step over each edge, `float64[e]`.
-        latency: latency from each group to each device, `float64[n, d]`.
-        pace: seconds per byte, likewise.
-        bounds: bounds of the step.
-        through_s: the longest chain of one microbatch through each group, `float64[n]`.
-    """
-
-    problem: Problem
-    devices: Ints
-    share: Floats
-    home: Ints
-    member: Floats
-    report: StepReport
-    load_s: Floats
-    edge_s: Floats
-    latency: Floats
-    pace: Floats
-    bounds: Bounds
-    through_s: Floats
-
-
-def make_state(problem: Problem, devices: Ints, report: StepReport) -> State:
-    """The state of `problem` under an op-to-device map that `report` was made for."""
-    of, count = problem.groups.group_of, problem.num_devices
-    share = np.bincount(of * count + devices, minlength=problem.num_groups * count).reshape(-1, count)
-    share = share / problem.sizes[:, None]
-    home = share.argmax(axis=1)
-    latency, pace = share @ problem.latency_s, share @ problem.seconds_per_byte
-    source, target = problem.edges.T
-    there = share[target]
-    edge_s = problem.edge_messages * np.einsum("ed,ed->e", latency[source], there)
-    edge_s += problem.edge_bytes * np.einsum("ed,ed->e", pace[source], there)
-    load = np.einsum("nd,nd->d", share, problem.compute_s)
-    member = np.concatenate([problem.member, run_ends(home).astype(float)])
-    bounds, through = bounds_now(problem.pipeline, home)
-    return State(
-        problem, devices, share, home, member, report, load, edge_s, latency, pace, bounds, through
-    )  # fmt: skip
-
-
-def unit_share(state: State) -> Floats:
-    """Share of each unit's groups on each device, `float64[u, d]`."""
-    return (state.member @ state.share) / state.member.sum(axis=1, keepdims=True)
-
-
-def allowed_moves(state: State) -> Bools:
-    """Moves of whole units that change something and whose parameters and optimizer state fit, `bool[u, d]`."""
-    problem, member = state.problem, state.member
-    capacity = problem.clock.topology.memory_bytes
-    there = state.share * problem.state_bytes[:, None]
-    after = there.sum(axis=0) + (member @ problem.state_bytes)[:, None] - member @ there
-    return (unit_share(state) < 1 - 1e-9) & (after <= capacity)
 
 
 def move_features(state: State) -> NDArray[np.float32]:
@@ -102,17 +32,19 @@ def move_features(state: State) -> NDArray[np.float32]:
     step, capacity = report.step_time_s, problem.clock.topology.memory_bytes
     compute = member @ problem.compute_s
     there = member @ (state.share * problem.compute_s)
-    load = state.load_s - there
-    after = load + compute
+    swap = state.swaps_with >= 0
+    after = np.where(swap[:, None], compute, state.load_s - there + compute)
     most = max(state.load_s.max(), 1e-30)
     near = (member @ problem.flow_bytes) * (1 - member)
     messages = (member @ problem.flow_messages) * (1 - member)
     share = unit_share(state)
     kept = problem.state_bytes + 2 * problem.saved_bytes
-    memory = report.peak_bytes + (member @ kept)[:, None] - member @ (state.share * kept[:, None])
+    memory = (member @ kept)[:, None] + np.where(
+        swap[:, None], 0.0, report.peak_bytes - member @ (state.share * kept[:, None])
+    )
     transfer, before = messages @ state.latency + near @ state.pace, _touching(state)
     crossing = messages.sum(axis=1, keepdims=True) - messages @ state.share
-    now, then = state.bounds, bounds_after(problem.pipeline, state.home, member > 0)
+    now, then = state.bounds, bounds_after(problem.pipeline, state.home, member > 0, state.swaps_with)
     size = member.sum(axis=1, keepdims=True)
     columns = [
         compute / step,
@@ -132,7 +64,8 @@ def move_features(state: State) -> NDArray[np.float32]:
         np.log(np.maximum(then.estimate, 1e-30) / step),
         (member * state.through_s).max(axis=1, keepdims=True) / max(float(now.path), 1e-30),
         size / problem.num_groups,
-        (np.arange(len(member)) >= problem.num_units)[:, None],
+        (np.arange(len(member)) >= problem.num_units)[:, None] & ~swap[:, None],
+        swap[:, None],
     ]
     features = np.empty((*share.shape, MOVE_FEATURES), np.float32)
     for place, column in enumerate(columns):
@@ -229,6 +162,7 @@ def step_features(state: State, start_s: float, best_s: float, change: float, pr
         state.bounds.path / step,
         state.bounds.link / step,
         np.log(step / max(float(state.bounds.estimate), 1e-30)),
+        float(problem.pipeline.steady),
     ]
     return np.array(features, np.float32).clip(-_BOUND, _BOUND)
 

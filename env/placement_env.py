@@ -13,15 +13,14 @@ from ..placement.placement import Placement, check_placement
 from .config import EnvConfig
 from .observation import (
     Observation,
-    State,
     action_mask,
-    make_state,
     observation_space,
     observe,
     step_features,
 )
 from .problem import Problem, make_problem
 from .scenarios import Scenario, ScenarioSampler
+from .state import State, make_state
 
 
 class PlacementEnv(gymnasium.Env[Observation, np.int64]):
@@ -29,10 +28,11 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
 
     ## Description
     In every step the agent takes one unit of the graph to one device, or stops. Units are the blocks of a hierarchy from
-    about four large parts of the model down to single groups (see `segue.placement.coarsen`), and the first and last parts
-    of every run of consecutive groups on one device, whose moves shift the border between two devices (see
-    `segue.env.units`). The clock is asked once a move. The environment does not know which clock it has: with
-    `SimulatedClock` a step is a calculation, with `MeasuredClock` it is a step of the user's training.
+    about four large parts of the model down to single groups (see `segue.placement.coarsen`), the first and last parts
+    of every run of consecutive groups on one device, whose moves shift the border between two devices, and all that a
+    device holds, which changes places with what the other device holds (see `segue.env.units`). The clock is asked once a
+    move. The environment does not know which clock it has: with `SimulatedClock` a step is a calculation, with
+    `MeasuredClock` it is a step of the user's training.
 
     ## Action Space
     `Discrete(max_units * max_devices + 1)`: 0 stops, `1 + unit * max_devices + device` moves all of a unit to a device.
@@ -59,16 +59,18 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
     | `edge_features` | E, 2      | log share of bytes, transfer time                                                      |
     | `edge_mask`     | E         | 1 where an edge stands                                                                 |
     | `units`         | U, N      | 1 for the groups of each unit                                                          |
-    | `moves`         | U, D, 18  | for each move: compute time of the unit there; the device's load after, relative to    |
+    | `moves`         | U, D, 19  | for each move: compute time of the unit there; the device's load after, relative to    |
     |                 |           | the step and to the largest load; share of the unit's neighbours' bytes there; transfer |
     |                 |           | time after, and its change; messages after; memory after; share of the unit that is    |
     |                 |           | there already; its compute time now; log changes of the estimate, of the critical path, |
     |                 |           | the fullest device and the fullest link (`segue.env.bounds`); log estimate relative to |
-    |                 |           | the step; longest chain through the unit; share of groups; whether it is a run's end   |
-    | `step`          | 13        | log step time relative to the start and to the best, log change by the last move,      |
+    |                 |           | the step; longest chain through the unit; share of groups; whether it is a run's end,  |
+    |                 |           | and whether devices change places                                                      |
+    | `step`          | 14        | log step time relative to the start and to the best, log change by the last move,      |
     |                 |           | progress, log microbatches, overflow, transfer and largest load relative to the step,  |
     |                 |           | log step time relative to the mean device's compute, number of devices, critical path, |
-    |                 |           | fullest link, log step time relative to the estimate                                   |
+    |                 |           | fullest link, log step time relative to the estimate, whether the objective is the     |
+    |                 |           | load of the busiest device                                                             |
     | `action_mask`   | U * D + 1 | see Action Space                                                                       |
 
     ## Rewards
@@ -163,12 +165,12 @@ class PlacementEnv(gymnasium.Env[Observation, np.int64]):
     def _move(self, unit: int, device: int) -> float:
         """Move a unit; returns the reward."""
         problem, before = self._state.problem, self._state
-        ops = before.member[unit][problem.groups.group_of] > 0
-        devices = np.where(ops, device, before.devices)
+        devices = before.moved(unit, device)
         self._state = self._measure(devices)
         old, new = before.report, self._state.report
-        moved = before.member[unit] * (1 - before.share[:, device])
-        moved_bytes = float(moved @ problem.state_bytes)
+        homes = before.homes_after(np.array([unit]), np.array([device]))[0]
+        here = np.take_along_axis(before.share, homes.clip(min=0)[:, None], axis=1)[:, 0]
+        moved_bytes = float(((homes >= 0) * (1 - here)) @ problem.state_bytes)
         self._moved_bytes += moved_bytes
         self._change = float(np.log(new.step_time_s / old.step_time_s))
         if new.feasible and (not self._any_feasible or new.step_time_s < self._best_s):

@@ -65,7 +65,7 @@ class Problem:
 
     @property
     def num_units(self) -> int:
-        """Number of units, those that are ends of runs not counted."""
+        """Number of units that no placement changes."""
         return len(self.member)
 
     @property
@@ -120,7 +120,16 @@ def make_problem(clock: Clock, config: EnvConfig, costs: Costs | None = None) ->
         edge_messages=edge_messages,
         flow_bytes=_between(edges, edge_bytes, count),
         flow_messages=_between(edges, edge_messages, count),
-        pipeline=make_pipeline(compute, edges, edge_bytes, edge_messages, latency, pace, clock.microbatches),
+        pipeline=make_pipeline(
+            compute,
+            edges,
+            edge_bytes,
+            edge_messages,
+            latency,
+            pace,
+            clock.microbatches,
+            getattr(clock, "steady", False),
+        ),
         latency_s=latency,
         seconds_per_byte=pace,
         member=member,

@@ -1,12 +1,11 @@
-"""Random graphs to train and test on: chains with skips, layers, branches, series-parallel, and variants of given ones."""
+"""Random graphs to train and test on: chains with skips, layers, branches, series-parallel."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
 from ..placement.costs import ROOFLINE_FLOPS_PER_S
-from ..placement.graph import COSTS, Graph, make_graph
+from ..placement.graph import Graph, make_graph
 
 Rng = np.random.Generator
 Edges = list[tuple[int, int]]
@@ -136,22 +135,3 @@ def _add_block(
     edges += [(end, len(modules)) for end in ends]
     modules.append(f"blocks.{block}")
     return len(modules) - 1
-
-
-def variant(rng: Rng, graph: Graph) -> Graph:
-    """A graph with other costs: its kinds of ops and single ops are dearer or cheaper, its values larger or smaller."""
-    kinds = np.unique(graph.kinds, return_inverse=True)[1]
-    of_kind = rng.lognormal(0.0, 0.4, kinds.max() + 1)[kinds]
-    compute = of_kind * rng.lognormal(0.0, rng.uniform(0.0, 0.4), graph.num_ops)
-    size = 10 ** rng.uniform(-0.7, 0.7) * rng.lognormal(0.0, 0.1, graph.num_ops)
-    state = 10 ** rng.uniform(-0.7, 0.5)
-    factors = dict.fromkeys(COSTS, 1.0) | {
-        "forward_flops": compute,
-        "backward_flops": compute,
-        "read_bytes": compute,
-        "written_bytes": compute,
-        "output_bytes": size,
-        "saved_bytes": size,
-        "parameter_bytes": state,
-    }
-    return replace(graph, **{field: getattr(graph, field) * factor for field, factor in factors.items()})

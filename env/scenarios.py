@@ -10,18 +10,22 @@ from ..placement.coarsen import coarsen
 from ..placement.costs import Costs, make_costs, roofline
 from ..placement.errors import SegueError
 from ..placement.graph import Graph
+from ..placement.objective_clock import OBJECTIVES, make_clock
 from ..placement.placement import Placement, colocate
 from ..placement.planners import plan
 from ..placement.planners.unit_annealing import anneal_units
 from ..placement.presets import preset, presets
 from ..placement.topology import Topology
-from .random_graphs import random_graph, variant
+from .graph_variants import joined, section, variant
+from .random_graphs import random_graph
 from .random_topologies import changed, random_topology
 
 Rng = np.random.Generator
 Ints = NDArray[np.int64]
 
 MICROBATCHES, MICROBATCH_CHANCES = (1, 2, 4, 8), (0.15, 0.25, 0.35, 0.25)
+OBJECTIVE_CHANCES = (0.84, 0.08, 0.08)
+"""Of `OBJECTIVES`, in their order."""
 PLANNED = ("equal-layers", "equal-parameters", "equal-time", "speed-proportional", "contiguous", "heft", "round-robin")
 START_EVALUATIONS = 300
 """Of the annealing that made a start which was good until something changed."""
@@ -46,8 +50,10 @@ class Scenario:
 class ScenarioSampler:
     """Draws training scenarios: a random graph or a variant of a given one, on 2 to `max_devices` devices.
 
-    Starts are random maps and splits, manual configurations, planners' answers, and placements that annealing had found
-    before a device or a device's links became slower; 1, 2, 4 or 8 microbatches.
+    Of given graphs half are whole, the others are sections, or two joined, all with other costs. What is to be minimised is
+    mostly the step time, sometimes the load of the busiest device or the latency of a forward pass. Starts are random maps
+    and splits, manual configurations, planners' answers, and placements that annealing had found before a device or a
+    device's links became slower; 1, 2, 4 or 8 microbatches.
 
     Attributes:
         max_devices: most devices in a topology.
@@ -63,26 +69,33 @@ class ScenarioSampler:
 
     def __call__(self, rng: Rng) -> Scenario:
         """Draw one scenario."""
-        if self.graphs and rng.random() < self.share:
-            graph = variant(rng, self.graphs[rng.integers(len(self.graphs))])
-        else:
-            graph = random_graph(rng, self.most_ops)
+        given = bool(self.graphs) and rng.random() < self.share
+        graph = self._of_given(rng) if given else random_graph(rng, self.most_ops)
         topology = _topology(rng, graph, self.max_devices, declared=bool(self.graphs))
         sizes = (1,) * int(rng.choice(MICROBATCHES, p=MICROBATCH_CHANCES))
-        clock = _clock(graph, topology, sizes)
+        objective = str(rng.choice(OBJECTIVES, p=OBJECTIVE_CHANCES))
+        clock = make_clock(graph, topology, make_costs(graph, topology), sizes, objective)
         if rng.random() < 0.25:
             groups = coarsen(graph, 32)
             start = random_start(rng, clock)
             seed = int(rng.integers(1 << 31))
             devices = anneal_units(clock, groups, start, evaluations=START_EVALUATIONS, seed=seed).devices
-            clock = _clock(graph, changed(rng, topology), sizes)
+            topology = changed(rng, topology)
+            clock = make_clock(graph, topology, make_costs(graph, topology), sizes, objective)
         else:
             devices = random_start(rng, clock)
-        return Scenario(clock, Placement(devices, len(sizes)))
+        return Scenario(clock, Placement(devices, clock.microbatches))
 
+    def _of_given(self, rng: Rng) -> Graph:
+        def drawn() -> Graph:
+            return self.graphs[rng.integers(len(self.graphs))]
 
-def _clock(graph: Graph, topology: Topology, sizes: tuple[int, ...]) -> SimulatedClock:
-    return SimulatedClock(graph, topology, make_costs(graph, topology), sizes)
+        kind = rng.choice(3, p=[0.5, 0.3, 0.2])
+        if kind == 0:
+            return variant(rng, drawn())
+        if kind == 1:
+            return variant(rng, section(rng, drawn()))
+        return variant(rng, joined(rng, section(rng, drawn()), section(rng, drawn())))
 
 
 def _topology(rng: Rng, graph: Graph, max_devices: int, declared: bool) -> Topology:

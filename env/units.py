@@ -1,4 +1,4 @@
-"""Units that a placement makes: the ends of its runs, whose moves shift the border between two devices."""
+"""Units that a placement makes: the ends of its runs, whose moves shift a border, and what each device holds."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,3 +27,15 @@ def run_ends(home: Ints) -> Bools:
     after = (place >= tails[:, None]) & (place <= last[tails][:, None])
     before = (place >= first[heads][:, None]) & (place <= heads[:, None])
     return np.concatenate([after, before])
+
+
+def contents(home: Ints) -> tuple[Bools, Ints]:
+    """What each device holds, for those that hold something, `bool[k, n]`, and which devices these are, `int64[k]`.
+
+    Devices come in the order of their first groups, so that nothing depends on how they are numbered.
+
+    Args:
+        home: device of every group, `int64[n]`.
+    """
+    devices = home[np.sort(np.unique(home, return_index=True)[1])]
+    return home == devices[:, None], devices

@@ -15,20 +15,58 @@ from ..placement.errors import SegueError
 from ..placement.graph import Graph, make_graph
 from .zoo.example import build_example
 
+_SMALL = "hidden_size=512,num_attention_heads=8"
+
 # Family -> what `build_example` builds, for a microbatch of so many samples.
 TRAINING: dict[str, tuple[tuple[str, int], ...]] = {
-    "resnet": (("resnet50", 4), ("resnet", 8)),
+    "resnet": (
+        ("resnet50", 4),
+        ("resnet", 8),
+        ("hf:resnet,depths=[2,2,2,2],layer_type=basic", 8),
+        ("hf:bit,depths=[2,2,4,2]", 4),
+    ),
     "vgg": (("vgg16", 4),),
     "mlp": (("mlp", 16),),
     "seq2seq": (("lstm-seq2seq", 8),),
-    "gpt": (("gpt", 4), ("hf:gpt2,n_layer=4", 2)),
-    "bert": (("bert", 4), ("hf:roberta,num_hidden_layers=3", 4)),
+    "gpt": (("gpt", 4), ("hf:gpt2,n_layer=4", 2), ("hf:gpt2,n_layer=8,n_embd=512,n_head=8", 4)),
+    "bert": (
+        ("bert", 4),
+        ("hf:roberta,num_hidden_layers=3", 4),
+        ("hf:bert,num_hidden_layers=8,hidden_size=256,intermediate_size=1024,num_attention_heads=4", 8),
+    ),
+    "distilbert": (("hf:distilbert", 4),),
+    "electra": (("hf:electra,num_hidden_layers=5", 4),),
+    "deberta": ((f"hf:deberta-v2,num_hidden_layers=3,{_SMALL},intermediate_size=2048", 4),),
+    "mpnet": (("hf:mpnet,num_hidden_layers=4", 4),),
+    "fnet": (("hf:fnet,num_hidden_layers=5", 4),),
+    "bart": (("hf:bart,encoder_layers=3,decoder_layers=3", 2),),
+    "marian": (("hf:marian,encoder_layers=2,decoder_layers=4,d_model=512", 4),),
     "moe": (("moe", 4),),
+    "mixtral": (
+        (
+            f"hf:mixtral,num_hidden_layers=2,{_SMALL},intermediate_size=1024,num_key_value_heads=4,num_local_experts=4",
+            2,
+        ),
+    ),
     "recommender": (("recommender", 64),),
-    "llama": (("hf:llama,num_hidden_layers=4,hidden_size=1024,intermediate_size=2816,num_attention_heads=16", 2),),
-    "vit": (("hf:vit,num_hidden_layers=4", 4),),
-    "convnext": (("hf:convnext", 4),),
+    "llama": (
+        ("hf:llama,num_hidden_layers=4,hidden_size=1024,intermediate_size=2816,num_attention_heads=16", 2),
+        (f"hf:llama,num_hidden_layers=2,{_SMALL},intermediate_size=1536", 4),
+    ),
+    "mistral": ((f"hf:mistral,num_hidden_layers=3,{_SMALL},intermediate_size=1792,num_key_value_heads=4", 2),),
+    "bloom": (("hf:bloom,n_layer=4,hidden_size=512,n_head=8", 2),),
+    "gpt_neox": ((f"hf:gpt_neox,num_hidden_layers=4,{_SMALL},intermediate_size=2048", 2),),
+    "phi": ((f"hf:phi,num_hidden_layers=4,{_SMALL},intermediate_size=2048", 2),),
     "opt": (("hf:opt,num_hidden_layers=5", 2),),
+    "vit": (("hf:vit,num_hidden_layers=4", 4), ("hf:deit,num_hidden_layers=6", 4), ("hf:beit,num_hidden_layers=4", 4)),
+    "swin": (("hf:swin,depths=[2,2,2]", 4),),
+    "segformer": (("hf:segformer", 4),),
+    "poolformer": (("hf:poolformer", 4),),
+    "mobilevit": (("hf:mobilevit", 4),),
+    "convnext": (("hf:convnext", 4), ("hf:convnextv2,depths=[2,2,4,2]", 4)),
+    "mobilenet": (("hf:mobilenet_v1", 8), ("hf:mobilenet_v2", 8)),
+    "regnet": (("hf:regnet", 4),),
+    "pvt": (("hf:pvt", 4),),
 }
 HELD_OUT: dict[str, tuple[tuple[str, int], ...]] = {
     "inception": (("inception-v3", 4), ("inception", 8)),

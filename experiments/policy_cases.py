@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..env.random_graphs import random_graph, variant, wide_branches
+from ..env.graph_variants import variant
+from ..env.random_graphs import random_graph, wide_branches
 from ..env.random_topologies import random_topology
 from ..env.scenarios import MICROBATCH_CHANCES, MICROBATCHES, random_start
 from ..placement.clock import SimulatedClock
 from ..placement.costs import make_costs
 from ..placement.graph import Graph
+from ..placement.objective_clock import make_clock
 from ..placement.placement import Placement
 from ..placement.presets import preset, presets
 from ..placement.topology import Topology
@@ -39,7 +41,9 @@ class Case:
     start: Placement
 
 
-def held_out_cases(families: Mapping[str, Sequence[Graph]], count: int, seed: int = 0) -> list[Case]:
+def held_out_cases(
+    families: Mapping[str, Sequence[Graph]], count: int, seed: int = 0, objective: str = "step-time"
+) -> list[Case]:
     """Cases of all held-out families in turn, random wide branches among them.
 
     Captured graphs come with their own costs and with other costs in turn, on declared GPUs and on random devices.
@@ -48,6 +52,7 @@ def held_out_cases(families: Mapping[str, Sequence[Graph]], count: int, seed: in
         families: held-out graphs by family.
         count: cases.
         seed: of the cases.
+        objective: what is to be minimised; see `make_clock`.
     """
     names = [*families, "wide branches"]
     cases = []
@@ -62,16 +67,18 @@ def held_out_cases(families: Mapping[str, Sequence[Graph]], count: int, seed: in
         declared = family in families and (index + turn) % 2 == 0
         topology = _declared(rng) if declared else random_topology(rng, graph, MOST_DEVICES)
         microbatches = int(rng.choice(MICROBATCHES, p=MICROBATCH_CHANCES))
-        cases.append(make_case(family, graph, topology, microbatches, rng))
+        cases.append(make_case(family, graph, topology, microbatches, rng, objective))
     return cases
 
 
-def make_case(family: str, graph: Graph, topology: Topology, microbatches: int, rng: Rng) -> Case:
+def make_case(
+    family: str, graph: Graph, topology: Topology, microbatches: int, rng: Rng, objective: str = "step-time"
+) -> Case:
     """A case with a start of any kind."""
-    clock = SimulatedClock(graph, topology, make_costs(graph, topology), (1,) * microbatches)
+    clock = make_clock(graph, topology, make_costs(graph, topology), (1,) * microbatches, objective)
     start: NDArray[np.int64] = random_start(rng, clock)
-    name = f"{graph.name} on {topology.name} ({topology.num_devices} devices, {microbatches} microbatches)"
-    return Case(family, name, clock, Placement(start, microbatches))
+    name = f"{graph.name} on {topology.name} ({topology.num_devices} devices, {clock.microbatches} microbatches)"
+    return Case(family, name, clock, Placement(start, clock.microbatches))
 
 
 def _declared(rng: Rng) -> Topology:

@@ -57,6 +57,7 @@ def train_policy(options: argparse.Namespace) -> int:
         "graphs": sorted({graph.name for graphs in pool.training.values() for graph in graphs}),
         "choice_loss_by_chunk": [round(loss["choice"], 4) for loss in result.losses],
         "mean_episode_reward_by_chunk": [round(reward, 4) for reward in result.rewards],
+        "greedy_gain_by_chunk": [round(gain, 4) for gain in result.gains],
     }
     save_policy(result.network, options.out, metadata)
     print(f"segue: {result.timesteps} steps; mean episode reward {result.rewards[-1]:.3f}; saved {options.out}")

@@ -9,6 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .costs import Costs, fractions, microbatch_sizes
+from .device_loads import DeviceLoads, max_load
 from .graph import Graph
 from .list_schedule import Trace, list_schedule, step_time_and_memory
 from .placement import Placement
@@ -19,6 +20,8 @@ from .topology import Topology
 from .transfers import hidden_share, step_transfers
 
 Floats = NDArray[np.float64]
+Pricing = tuple[Adjacency, NDArray[np.bool_], Floats, int, OpCosts, int, DeviceLoads | None]
+"""What `price` takes besides the op-to-device map; with `DeviceLoads` it gives the largest load, else the step time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,9 @@ def sum_by(index: NDArray[np.int64], values: Floats, count: int) -> Floats:
 class SimulatedClock:
     """Prices the schedule of a training step.
 
+    Attributes:
+        steady: whether the objective is the load of the busiest device, not the time of one step.
+
     Args:
         graph: ops with costs for one full microbatch.
         topology: devices and links.
@@ -99,6 +105,8 @@ class SimulatedClock:
             heard of the last backward pass of all.
         working_bytes: bytes that each op's backward takes for itself, `float64[n]`; by default the graph says.
     """
+
+    steady = False
 
     def __init__(
         self,
@@ -142,17 +150,21 @@ class SimulatedClock:
         return sum_over_stages(stages, devices, self._ops)
 
     def step_time(self, devices: NDArray[np.int64]) -> float:
-        """Seconds of one step under an op-to-device map, whether or not it fits memory."""
-        return price(devices, *self.pricing)[0]
+        """Seconds of one step under an op-to-device map, whether or not it fits memory; or of another objective."""
+        return self.evaluate(devices)[0]
 
     def evaluate(self, devices: NDArray[np.int64]) -> tuple[float, float]:
         """Seconds of one step, and bytes by which the tightest device overflows (0 if everything fits)."""
         return price(devices, *self.pricing)
 
+    def evaluate_many(self, devices: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """`evaluate` for each row of `int64[k, n]`, `float64[k]` each."""
+        return price_many(devices, *self.pricing)
+
     @property
-    def pricing(self) -> tuple[Adjacency, NDArray[np.bool_], Floats, int, OpCosts, int]:
+    def pricing(self) -> Pricing:
         """What `price` takes besides the op-to-device map, for compiled searches."""
-        return *self._cut, self._ops, self.run_ahead
+        return *self._cut, self._ops, self.run_ahead, None
 
     def _static_bytes(self, devices: NDArray[np.int64]) -> Floats:
         return sum_by(devices, self.costs.state_bytes, self.topology.num_devices)
@@ -214,9 +226,32 @@ def price(
     num_devices: int,
     ops: OpCosts,
     run_ahead: int,
+    loads: DeviceLoads | None,
 ) -> tuple[float, float]:
-    """Seconds of a step and bytes too many, in one go."""
+    """What is to be minimised, in seconds, and bytes too many, in one go."""
+    if loads is not None:
+        return max_load(devices, loads)
     stages = build_stages(devices, edges, requires_grad, output_bytes, num_devices)
     costs = sum_over_stages(stages, devices, ops)
     seconds, live_bytes = step_time_and_memory(stages, costs, run_ahead)
     return seconds, overflow(devices, live_bytes + costs.working_bytes, ops)
+
+
+@njit(cache=True)
+def price_many(
+    devices: NDArray[np.int64],
+    edges: Adjacency,
+    requires_grad: NDArray[np.bool_],
+    output_bytes: Floats,
+    num_devices: int,
+    ops: OpCosts,
+    run_ahead: int,
+    loads: DeviceLoads | None,
+) -> tuple[Floats, Floats]:
+    """`price` of each row, compiled."""
+    seconds, overflows = np.empty(devices.shape[0]), np.empty(devices.shape[0])
+    for row in range(devices.shape[0]):
+        seconds[row], overflows[row] = price(
+            devices[row], edges, requires_grad, output_bytes, num_devices, ops, run_ahead, loads
+        )
+    return seconds, overflows

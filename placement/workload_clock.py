@@ -5,7 +5,7 @@ from graphlib import TopologicalSorter
 import numpy as np
 from numpy.typing import NDArray
 
-from .clock import SimulatedClock, StepReport
+from .clock import Pricing, SimulatedClock, StepReport
 from .costs import Costs
 from .errors import SegueError
 from .graph import Graph, make_graph
@@ -46,6 +46,12 @@ class WorkloadClock(SimulatedClock):
         self.order = _topological(workload)
         topology = _topology(workload)
         super().__init__(_graph(workload, self.order), topology, _costs(workload, self.order, topology))
+        self.steady = objective == "max-load"
+
+    @property
+    def pricing(self) -> Pricing:
+        """None: the benchmark's objectives have searches of their own (`planners.workload_search`)."""
+        raise SegueError(f"workload {self.workload.name}: its objective has no compiled price; use `evaluate`")
 
     def node_devices(self, devices: Ints) -> Ints:
         """From the device of every op to that of every node."""
@@ -69,6 +75,11 @@ class WorkloadClock(SimulatedClock):
         held = device_bytes(self.workload, self.node_devices(devices))
         excess = np.maximum(0.0, held - self.workload.accelerator_bytes).sum()
         return score.value_ms / 1e3, float(excess + len(score.reasons))
+
+    def evaluate_many(self, devices: Ints) -> tuple[Floats, Floats]:
+        """`evaluate` for each row of `int64[k, n]`."""
+        values = np.array([self.evaluate(row) for row in devices])
+        return values[:, 0], values[:, 1]
 
     def step(self, placement: Placement, timeline: bool = False) -> StepReport:
         """Price a placement; `busy_s` is each device's load, transfers included.

@@ -57,7 +57,7 @@ def anneal_units(
     less is better, then the faster one.
 
     Args:
-        clock: prices step times; its objective must be the step time itself.
+        clock: prices placements; not a `WorkloadClock`, which has no compiled price.
         groups: of the clock's graph.
         start: where to begin.
         evaluations: distinct placements to price.
@@ -95,8 +95,8 @@ class _Moves(NamedTuple):
 @njit(cache=True)
 def _anneal(
     start: Ints, moves: _Moves, edges: Adjacency, requires_grad: Bools, output_bytes: Floats, num_devices: int,
-    costs: Any, run_ahead: int, smallest: float, evaluations: int, hot: float, cold: float, seed: int, snapshots: Ints,
-    move_cost: MoveCost, avoid: Ints,
+    costs: Any, run_ahead: int, loads: Any, smallest: float, evaluations: int, hot: float, cold: float, seed: int,
+    snapshots: Ints, move_cost: MoveCost, avoid: Ints,
 ) -> tuple[Ints, float, float, int, Ints]:  # fmt: skip
     np.random.seed(seed)  # noqa: NPY002  (numba's own generator)
     count = moves.op_start.shape[0] - 1
@@ -106,7 +106,7 @@ def _anneal(
     while size < 4 * evaluations:
         size *= 2
     keys, energies = np.zeros(size, np.int64), np.zeros(size)
-    seconds, overflow = price(current, edges, requires_grad, output_bytes, num_devices, costs, run_ahead)
+    seconds, overflow = price(current, edges, requires_grad, output_bytes, num_devices, costs, run_ahead, loads)
     now = _energy(seconds + move_seconds(current, move_cost), overflow, smallest)
     slot = _slot(keys, _hash(current))
     keys[slot], energies[slot] = _hash(current), now
@@ -129,7 +129,7 @@ def _anneal(
         key = _hash(tried)
         slot = _slot(keys, key)
         if keys[slot] == 0:
-            seconds, overflow = price(tried, edges, requires_grad, output_bytes, num_devices, costs, run_ahead)
+            seconds, overflow = price(tried, edges, requires_grad, output_bytes, num_devices, costs, run_ahead, loads)
             keys[slot] = key
             energies[slot] = _energy(seconds + move_seconds(tried, move_cost), overflow, smallest)
             used += 1

@@ -25,9 +25,12 @@ def test_what_a_move_is_said_to_change_is_what_it_changes(seed):
     lesson, rng = lesson_of(seed)
     sample = teach(lesson, lesson.start, rng, SETTINGS)
     group_of, clock = lesson.problem.groups.group_of, lesson.clock
-    before = clock.evaluate(lesson.start)
-    for unit, device, change in zip(sample.units, sample.devices, sample.change, strict=True):
-        after = clock.evaluate(np.where(unit[group_of] > 0, device, lesson.start))
+    before, home = clock.evaluate(lesson.start), sample.observation["placement"].argmax(axis=1)
+    for unit, device, moves, change in zip(sample.units, sample.devices, sample.moves, sample.change, strict=True):
+        devices = np.where(unit[group_of] > 0, device, lesson.start)
+        if moves[-1]:  # devices change places
+            devices = np.where((home == device)[group_of], home[unit > 0][0], devices)
+        after = clock.evaluate(devices)
         if not before[1] and not after[1]:
             assert change == pytest.approx(np.clip(np.log(after[0] / before[0]), -2, 2), abs=1e-5)
 

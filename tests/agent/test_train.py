@@ -24,7 +24,7 @@ TEACHER = TeacherSettings(evaluations=60, snapshots=(1, 20), perturbations=(1,),
 IMITATION = ImitationSettings(2, 2, 1, 16, max_groups=(12,), own_states=1, teacher=TEACHER)
 SHORT = TrainingPreset(
     imitation=IMITATION, teacher_devices=3, teacher_ops=20, timesteps=384, envs=2, rollout=64, chunk=1, batch_size=64,
-    epochs=2, hidden=16, rounds=2, env=EnvConfig(12, 3),
+    epochs=2, evaluations=2, hidden=16, rounds=2, env=EnvConfig(12, 3),
 )  # fmt: skip
 
 
@@ -126,6 +126,8 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path, part):
     assert same_weights(resumed.network, whole.network)
     assert resumed.rewards == pytest.approx(whole.rewards, nan_ok=True)
     assert resumed.losses == whole.losses
+    assert resumed.gains == whole.gains
+    assert len(whole.gains) == 1 + len(whole.rewards)
     with pytest.raises(SegueError, match="another run"):
         train(SHORT, 2, log_dir=tmp_path, resume=True, progress=False)
 

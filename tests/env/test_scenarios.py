@@ -1,7 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from segue.env import ScenarioSampler
-from segue.env.random_graphs import _series_parallel, random_graph, variant, wide_branches
+from segue.env.graph_variants import joined, section, variant
+from segue.env.random_graphs import _series_parallel, random_graph, wide_branches
 from segue.env.random_topologies import changed, random_topology
 from segue.env.scenarios import balanced_split
 from segue.placement.graph import check_graph, make_graph
@@ -66,10 +71,42 @@ def test_variants_keep_the_structure_and_change_the_costs():
 
 def test_captured_graphs_are_drawn_besides_random_ones():
     graph = random_graph(np.random.default_rng(0), 30)
-    given = graph.hash
-    sampler = ScenarioSampler(4, graphs=(graph,), share=0.5)
-    drawn = [sampler(np.random.default_rng(seed)).clock.graph.hash == given for seed in range(40)]
-    assert 8 < sum(drawn) < 32
+    sampler = ScenarioSampler(4, graphs=(replace(graph, name="given"),), share=0.5)
+    graphs = [sampler(np.random.default_rng(seed)).clock.graph for seed in range(60)]
+    drawn = [other for other in graphs if other.name.startswith("given")]
+    assert 15 < len(drawn) < 45
+    assert any(other.hash == graph.hash for other in drawn)
+    assert any(other.num_ops < graph.num_ops for other in drawn)
+    assert any(other.name == "given+given" for other in drawn)
+
+
+def test_every_objective_is_drawn():
+    clocks = [ScenarioSampler(4)(np.random.default_rng(seed)).clock for seed in range(60)]
+    steady = sum(clock.steady for clock in clocks)
+    forward_only = sum(not clock.graph.requires_grad.any() for clock in clocks)
+    assert 0 < steady < 20
+    assert 0 < forward_only < 20
+
+
+@given(st.integers(0, 1000))
+@settings(deadline=None, max_examples=40)
+def test_sections_and_joined_graphs_are_graphs_of_their_parts(seed):
+    rng = np.random.default_rng(seed)
+    one, other = (replace(random_graph(rng, 40), name=name) for name in "ab")
+    part = section(rng, one)
+    check_graph(part)
+    assert set(part.names) <= set(one.names)
+    assert part.num_ops >= min(12, one.num_ops)
+    whole = joined(rng, part, other)
+    check_graph(whole)
+    assert whole.num_ops == part.num_ops + other.num_ops
+    first, second = (
+        whole.edges[whole.edges.max(axis=1) < part.num_ops],
+        whole.edges[whole.edges.min(axis=1) >= part.num_ops],
+    )
+    assert np.array_equal(first, part.edges)
+    assert np.array_equal(second - part.num_ops, other.edges)
+    assert len(whole.edges) > len(first) + len(second)
 
 
 def test_families_make_valid_graphs():

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segue.env.units import run_ends
+from segue.env.units import contents, run_ends
 
 homes = st.lists(st.integers(0, 3), min_size=1, max_size=30).map(np.array)
 
@@ -29,3 +29,11 @@ def test_no_end_appears_twice(home):
 def test_ends_of_a_run_of_three():
     rows = {tuple(np.flatnonzero(row)) for row in run_ends(np.array([0, 1, 1, 1, 0]))}
     assert rows == {(1, 2, 3), (2, 3), (1, 2)}
+
+
+@given(homes)
+def test_contents_part_the_groups_among_the_devices_that_hold_any(home):
+    held, devices = contents(home)
+    assert (held.sum(axis=0) == 1).all()
+    for member, device in zip(held, devices, strict=True):
+        assert set(home[member]) == {device}

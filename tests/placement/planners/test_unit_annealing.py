@@ -4,7 +4,6 @@ import pytest
 from segue.env import ScenarioSampler
 from segue.placement.coarsen import coarsen
 from segue.placement.move_cost import MoveCost
-from segue.placement.planners.lookahead import price_moves
 from segue.placement.planners.unit_annealing import anneal_units
 
 
@@ -65,16 +64,3 @@ def test_the_trail_begins_at_the_start():
     found = anneal_units(clock, groups, start, evaluations=100, snapshots=(1, 50, 90))
     assert found.trail.shape == (3, clock.graph.num_ops)
     assert np.array_equal(found.trail[0], start)
-
-
-def test_lookahead_prices_every_move():
-    clock, groups, start = scenario(3)
-    rng = np.random.default_rng(0)
-    member = np.zeros((12, groups.num_groups), bool)
-    for row in member:
-        row[groups.units[rng.integers(len(groups.units))]] = True
-    targets = rng.integers(0, clock.topology.num_devices, 12)
-    seconds, overflow = price_moves(clock, groups.group_of, start, member, targets)
-    for move in range(12):
-        devices = np.where(member[move][groups.group_of], targets[move], start)
-        assert clock.evaluate(devices) == (seconds[move], overflow[move])
