@@ -1,4 +1,4 @@
-"""How good a policy is on families that it has never seen: equal evaluations, zero-shot, any hardware, ablations.
+"""How good a policy is on unseen families: equal evaluations, zero-shot, any hardware, ablations, seeds of training.
 
 `python -m segue.experiments.bench_policy TABLE` prints a table of the model card. All step times are simulated.
 """
@@ -18,8 +18,9 @@ from ..agent.pretrained import load_policy
 from ..agent.propose import propose
 from ..agent.search import ZERO_SHOT
 from ..placement.coarsen import coarsen
+from ..placement.objective_clock import OBJECTIVES
 from ..placement.planners.unit_annealing import anneal_units
-from .graph_pool import load_pool
+from .graph_pool import GraphPool, load_pool
 from .policy_cases import Case, hardware_cases, held_out_cases
 from .policy_methods import (
     ANNEALING,
@@ -170,6 +171,55 @@ def hardware(cases: Sequence[Case], policy: str | None, evaluations: int, seed: 
     return "\n".join(lines)
 
 
+def spread(runs: Sequence[Mapping[int, Mapping[str, Floats]]], policies: Sequence[str], budgets: Sequence[int]) -> str:
+    """A row for each number of evaluations and policy: its ratios to the strongest annealing in each run of the evaluation.
+
+    Args:
+        runs: of each run, step times by number of evaluations and method.
+        policies: methods that differ in the seed of their training alone.
+        budgets: numbers of evaluations.
+    """
+    heads = ["evaluations", "policy", *(f"run {run}" for run in range(len(runs))), "mean", "deviation", "better, worse"]
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    for budget in budgets:
+        found = [[ratios(run[budget][name], run[budget][strongest(run[budget])]) for run in runs] for name in policies]
+        means = np.array([[one[0] for one in of] for of in found])
+        counts = np.array([[one[1:3] for one in of] for of in found]).sum(axis=1)
+        for name, row, (better, worse) in zip(policies, means, counts, strict=True):
+            deviation = row.std(ddof=1) if len(row) > 1 else 0.0
+            lines.append(
+                _row(
+                    [
+                        budget,
+                        name,
+                        *(f"{m:.3f}" for m in row),
+                        f"{row.mean():.3f}",
+                        f"{deviation:.3f}",
+                        f"{better}, {worse}",
+                    ]
+                )
+            )
+        of_seeds = means.mean(axis=1)
+        deviation = of_seeds.std(ddof=1) if len(of_seeds) > 1 else 0.0
+        better, worse = counts.sum(axis=0)
+        total = [budget, "all", *(f"{m:.3f}" for m in means.mean(axis=0)), f"{means.mean():.3f}", f"{deviation:.3f}"]
+        lines.append(_row([*total, f"{better}, {worse}"]))
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def _spread(pool: GraphPool, options: argparse.Namespace) -> str:
+    policies = {f"{Path(path).stem}": by_policy(load_policy(path or None)) for path in options.policy}
+    runs = []
+    for run in range(options.runs):
+        cases = held_out_cases(pool.held_out, options.cases, options.seed + run, options.objective)
+        runs.append(equal_evaluations(cases, policies, options.evaluations, options.seed + run))
+    return spread(runs, list(policies), options.evaluations)
+
+
 def _policies(paths: Sequence[str]) -> dict[str, Method]:
     networks = {Path(path).stem if path else "policy": load_policy(path or None) for path in paths or [""]}
     first = next(iter(networks.values()))
@@ -195,13 +245,17 @@ def _ablations(path: str) -> dict[str, Method]:
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(prog="python -m segue.experiments.bench_policy", description=__doc__)
-    parser.add_argument("table", choices=("equal", "zero-shot", "hardware", "ablation"))
+    parser.add_argument("table", choices=("equal", "zero-shot", "hardware", "ablation", "spread"))
     parser.add_argument("--policy", nargs="*", default=[], help="weights (.safetensors); by default the shipped ones")
     parser.add_argument("--seed", type=int, default=0, help="of the cases and of every method")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="with spread: evaluations of every policy, on cases of their own"
+    )
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--evaluations", type=int, nargs="*", default=[100, 1000, 10_000])
     parser.add_argument("--graphs", default="graphs", help="folder for captured graphs")
     parser.add_argument("--profiles", default="", help="folder of published GPU profiles, two of which are held out")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="step-time", help="with equal, ablation, zero-shot")
     parser.add_argument("--png", default="", help="with equal: a picture")
     parser.add_argument("--quick", action="store_true", help="5 cases, no more than 1000 evaluations")
     options = parser.parse_args()
@@ -214,7 +268,10 @@ def main() -> None:
         cases = hardware_cases(pool.held_out["inception"][0], options.seed)
         print(hardware(cases[:5] if options.quick else cases, policy, options.evaluations[0], options.seed))
         return
-    cases = held_out_cases(pool.held_out, options.cases, options.seed)
+    if options.table == "spread":
+        print(_spread(pool, options))
+        return
+    cases = held_out_cases(pool.held_out, options.cases, options.seed, options.objective)
     if options.table == "zero-shot":
         print(zero_shot_table(cases, zero_shot(cases, policy, options.seed)))
         return

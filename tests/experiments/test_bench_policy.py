@@ -10,6 +10,7 @@ from segue.experiments.bench_policy import (
     equal_table,
     hardware,
     plot_equal,
+    spread,
     strongest,
     zero_shot,
     zero_shot_table,
@@ -50,6 +51,17 @@ def test_the_strongest_annealing_is_the_one_to_beat(cases, policy, tmp_path):
     assert table.count("search, policy") == 2
     plot_equal(results, ["search, policy"], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_the_spread_over_seeds_and_runs_is_told(cases, policy):
+    methods = {"one": by_policy(policy[0]), "other": by_policy(policy[0])}
+    runs = [equal_evaluations(cases[:2], methods, (10,), seed) for seed in range(2)]
+    lines = spread(runs, list(methods), (10,)).splitlines()
+    assert len(lines) == 2 + 3
+    one, other, both = (line.split(" | ")[2:6] for line in lines[2:])
+    assert one == other
+    assert both[2] == one[2]
+    assert both[3] == "0.000"
 
 
 def test_zero_shot_is_never_worse_than_the_best_manual_configuration(cases, policy, monkeypatch):
