@@ -5,6 +5,9 @@ import numpy as np
 from .network import PlacementNetwork
 from .search import Search, Visit
 
+STOP = 0.9
+"""Chance of stopping at which a rollout stops: more moves cost little, and the best of what was seen is kept."""
+
 
 def rollout(
     search: Search,
@@ -48,10 +51,10 @@ def _next(
     progress: float,
     rng: np.random.Generator | None,
 ) -> Visit | None:
-    """The visit after the best move to a placement that is new; None if stopping is likelier than all moves together."""
+    """The visit after the best move to a placement that is new; None if the policy is sure that it wants to stop."""
     stop, *moves = search.scores(network, visit, change, progress)
     scores = np.array(moves)
-    if stop >= np.logaddexp.reduce(scores):
+    if stop - np.logaddexp.reduce(scores) >= np.log(STOP / (1 - STOP)):
         return None
     if rng is not None:
         scores = scores + rng.gumbel(size=len(scores))
