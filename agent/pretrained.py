@@ -13,7 +13,7 @@ from safetensors.torch import load, save_file
 from ..placement.errors import SegueError
 from .network import PlacementNetwork
 
-FORMAT = "segue.policy/2"
+FORMAT = "segue.policy/3"
 DEFAULT = "default"
 
 
