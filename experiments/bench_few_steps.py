@@ -59,26 +59,33 @@ def main(arguments: list[str] | None = None) -> int:
     """Run every method on every case and print the tables; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="two cases and a shorter reference")
+    parser.add_argument("--quick", action="store_true", help="two cases (emulated: one) and a shorter reference")
     parser.add_argument("--emulated", action="store_true", help="measure steps of real training on emulated devices")
     parser.add_argument("--out", default="", help="picture to write")
     parser.add_argument("--json", default="", help="where to write every method's regrets")
     options = parser.parse_args(arguments)
     cases = EMULATED if options.emulated else CASES
     one = bench_emulated_case if options.emulated else _bench_case
-    rows = bench(cases[:2] if options.quick else cases, options.seed, 3_000 if options.quick else 10_000, one)
     source = "emulated" if options.emulated else "simulated"
-    if options.json:
-        write_text(options.json, json.dumps(rows, indent=1) + "\n")
-    if options.out:
-        Path(options.out).write_bytes(few_steps_figure(rows, GOAL, source))
+    if options.quick:
+        cases = cases[: 1 if options.emulated else 2]
+
+    def save(rows: list[dict[str, Any]]) -> None:
+        if options.json:
+            write_text(options.json, json.dumps(rows, indent=1) + "\n")
+        if options.out:
+            Path(options.out).write_bytes(few_steps_figure(rows, GOAL, source))
+
+    rows = bench(cases, options.seed, 3_000 if options.quick else 10_000, one, save)
     print(cases_table(rows, source))
     print()
     print(methods_table(rows, source))
     return 0
 
 
-def bench(cases: tuple[Case, ...], seed: int, reference: int, one: OneCase) -> list[dict[str, Any]]:
+def bench(
+    cases: tuple[Case, ...], seed: int, reference: int, one: OneCase, save: Callable[[list[dict[str, Any]]], None]
+) -> list[dict[str, Any]]:
     """Every method on every case.
 
     Args:
@@ -86,6 +93,7 @@ def bench(cases: tuple[Case, ...], seed: int, reference: int, one: OneCase) -> l
         seed: of the truth, the noise and every method.
         reference: evaluations on the truth of each of the searches for the best known.
         one: gives the rows of one case.
+        save: gets all rows so far after every case.
 
     Returns:
         A row a case and method: `case`, `method`, `best_known_s`, `regret` (of the best measured after each evaluation:
@@ -94,6 +102,7 @@ def bench(cases: tuple[Case, ...], seed: int, reference: int, one: OneCase) -> l
     rows: list[dict[str, Any]] = []
     for number, case in enumerate(cases):
         rows += one(case, 1000 * seed + number, EVALUATIONS, reference)
+        save(rows)
         own = [row for row in rows if row["case"] == case.name]
         shown = ", ".join(f"{row['method']} {row['regret'][-1]:.1%}" for row in own[:4])
         print(f"{case.name}: {own[0]['best_known_s']:.4g} s; {shown}", file=sys.stderr, flush=True)
