@@ -60,13 +60,6 @@ class EmulatedStand(Stand):
         self.placements.append(placement)
         return report if timeline else replace(report, timeline=(), ran=None)
 
-    def best_places(self, count: int) -> list[int]:
-        """Which of the placements measured best after each measurement, `count` of them; the last stays."""
-        places = [
-            min(range(end), key=self.measured.__getitem__) for end in range(1, min(count, len(self.measured)) + 1)
-        ]
-        return places + places[-1:] * (count - len(places))
-
 
 def bench_emulated_case(
     case: Case, seed: int, evaluations: int, reference: int, methods: Sequence[str] = tuple(METHODS)

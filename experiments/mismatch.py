@@ -185,8 +185,10 @@ class Stand(SimulatedClock):
 
     def best_so_far(self, count: int) -> Floats:
         """True seconds of the placement that measured best after each measurement, `float64[count]`; the last stays."""
-        found, best = [], (np.inf, np.inf, np.inf)
-        for row in self.measured[:count]:
-            best = min(best, row)
-            found.append(best[2])
-        return np.array(found + found[-1:] * (count - len(found)))
+        return np.array([self.measured[place][2] for place in self.best_places(count)])
+
+    def best_places(self, count: int) -> list[int]:
+        """Which of the placements measured best after each measurement, `count` of them; the last stays."""
+        ends = range(1, min(count, len(self.measured)) + 1)
+        places = [min(range(end), key=self.measured.__getitem__) for end in ends]
+        return places + places[-1:] * (count - len(places))
