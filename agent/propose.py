@@ -116,6 +116,7 @@ def propose_from_plans(
     evaluations: int,
     seed: int,
     move_cost: MoveCost,
+    settings: SearchSettings | None = None,
 ) -> Proposal:
     """`propose`, from the start and the cheap planners' answers, whose evaluations count."""
     # Its own start and the best of the others are priced once more, by the proposal's search.
@@ -130,6 +131,7 @@ def propose_from_plans(
         seed=seed,
         starts=starts,
         move_cost=move_cost,
+        settings=settings,
     )
     return replace(proposal, evaluations=proposal.evaluations + spent)
 

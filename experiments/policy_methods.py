@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ..agent.network import Encoding, PlacementNetwork, Scores
-from ..agent.propose import propose
+from ..agent.propose import propose, propose_from_plans
 from ..agent.search import SearchSettings
+from ..agent.starts import cheap_plans
 from ..env.observation import ESTIMATE
 from ..placement.clock import SimulatedClock
 from ..placement.coarsen import coarsen
+from ..placement.move_cost import free_of_charge
 from ..placement.placement import Placement
 from ..placement.planners import expand, plan
 from ..placement.planners.unit_annealing import anneal_units
@@ -65,8 +67,21 @@ def untrained(network: PlacementNetwork) -> PlacementNetwork:
         return PlacementNetwork(network.hidden, network.rounds).eval().requires_grad_(False)
 
 
+def by_place(network: PlacementNetwork, settings: SearchSettings | None = None) -> Method:
+    """What `segue place` does: the cheap planners' answers, which count as evaluations, then the search with a policy."""
+
+    def method(clock: SimulatedClock, start: Placement, evaluations: int, seed: int) -> float:
+        found = propose_from_plans(
+            clock, start, policy=network, evaluations=evaluations, seed=seed, move_cost=free_of_charge(start.devices),
+            settings=settings,
+        )  # fmt: skip
+        return found.predicted_step_time_s if found.feasible else np.inf
+
+    return method
+
+
 def by_policy(network: PlacementNetwork, settings: SearchSettings | None = None) -> Method:
-    """The search with a policy."""
+    """The search with a policy, from the start alone."""
 
     def method(clock: SimulatedClock, start: Placement, evaluations: int, seed: int) -> float:
         found = propose(
@@ -100,6 +115,29 @@ ANNEALING: dict[str, Method] = {
     **{f"annealing of units, {hot:g}": by_annealing(hot) for hot in (0.05, 0.02, 0.005)},
 }
 """The number is the relative change of the step time that is the hottest temperature."""
+
+
+def by_plans(hot: float | None) -> Method:
+    """The best of the start and the cheap planners' answers; then, unless `hot` is None, simulated annealing from there."""
+
+    def method(clock: SimulatedClock, start: Placement, evaluations: int, seed: int) -> float:
+        plans = cheap_plans(clock, seed, max(1, evaluations - 2))
+        left = evaluations - sum(found.evaluations for found in plans) - 1
+        step_s, overflow = clock.evaluate(start.devices)
+        begun = min([(overflow, step_s, 0), *((p.overflow_bytes, p.value_s, i) for i, p in enumerate(plans, 1))])
+        best = begun[1] if begun[0] == 0 else np.inf
+        if hot is None or left < 1:
+            return best
+        devices = plans[begun[2] - 1].devices if begun[2] else start.devices
+        return min(best, by_annealing(hot)(clock, Placement(devices, start.microbatches), left, seed))
+
+    return method
+
+
+PLANNED: dict[str, Method] = {
+    "cheap plans alone": by_plans(None),
+    **{f"annealing of units from the cheap plans, {hot:g}": by_plans(hot) for hot in (0.05, 0.02, 0.005)},
+}
 
 
 def manual_starts(clock: SimulatedClock) -> dict[str, tuple[float, np.ndarray]]:

@@ -16,7 +16,7 @@ from segue.experiments.bench_policy import (
     zero_shot_table,
 )
 from segue.experiments.policy_cases import hardware_cases, held_out_cases
-from segue.experiments.policy_methods import ANNEALING, by_policy
+from segue.experiments.policy_methods import ANNEALING, PLANNED, by_place, by_policy
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,19 @@ def test_the_spread_over_seeds_and_runs_is_told(cases, policy):
     assert both[3] == "0.000"
 
 
+def test_annealing_from_the_cheap_plans_and_segue_place_are_no_worse_than_the_plans(cases, policy):
+    for case in cases:
+        alone = PLANNED["cheap plans alone"](case.clock, case.start, 60, 0)
+        assert alone <= case.clock.evaluate(case.start.devices)[0]
+        for method in (*PLANNED.values(), by_place(policy[0])):
+            assert method(case.clock, case.start, 60, 0) <= alone
+            assert np.isfinite(method(case.clock, case.start, 1, 0))
+
+
 def test_zero_shot_is_never_worse_than_the_best_manual_configuration(cases, policy, monkeypatch):
     monkeypatch.setattr("segue.experiments.bench_policy.LONG", 200)
     rows = zero_shot(cases, policy[1], 0)
-    assert all(row["best"] <= row["rollout"] <= row["manual"] for row in rows)
+    assert all(row["best"] <= row["rollout"] <= row["plan"] <= row["manual"] for row in rows)
     assert len(zero_shot_table(cases, rows).splitlines()) == len(cases) + 3
 
 
