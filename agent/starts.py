@@ -76,6 +76,8 @@ def _names(clock: SimulatedClock) -> Iterator[str]:
         yield f"single:{clock.topology.devices[device].name}"
     yield from CONFIGURATIONS
     ops, devices = clock.graph.num_ops, clock.topology.num_devices
+    if devices <= MANY_DEVICES:
+        yield "interleaved"
     if devices * ops**2 <= CUTS and devices**2 * ops <= CROSSINGS:
         yield "contiguous"
     if devices * ops <= CHOICES:

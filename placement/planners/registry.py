@@ -16,6 +16,7 @@ from .contiguous import contiguous
 from .cp_sat import cp_sat
 from .from_file import from_file
 from .heft import heft
+from .interleaved import interleaved
 from .manual import CONFIGURATIONS, random_devices, single
 from .metis import metis
 from .plan import Devices, Evaluator, Plan
@@ -43,6 +44,7 @@ PLANNERS: dict[str, Planner] = {
     "accelerate-balanced": accelerate_balanced,
     "accelerate-sequential": accelerate_sequential,
     "contiguous": contiguous,
+    "interleaved": interleaved,
     "metis": metis,
     "heft": heft,
     "m-etf": m_etf,

@@ -120,7 +120,7 @@ def test_every_planner_returns_a_valid_placement_and_its_price(seed, count, micr
         assert 1 <= found.evaluations <= 30
 
 
-@pytest.mark.parametrize("name", ["random", "contiguous", "heft", "annealing", "local-search"])
+@pytest.mark.parametrize("name", ["random", "contiguous", "interleaved", "heft", "annealing", "local-search"])
 def test_one_seed_gives_one_plan(name):
     clock = clock_of(random_graph(3, 40), topology((1.0, 2.0, 0.5, 1.0, 0.7)))
     first, second = (plan(name, clock, seed=7, evaluations=60) for _ in range(2))
@@ -175,6 +175,23 @@ def test_speed_proportional_gives_the_fast_device_more():
     graph = make_graph("chain", [(i, i + 1) for i in range(29)], forward_flops=1e8)
     devices = plan("speed-proportional", clock_of(graph, topology((1.0, 4.0, 1.0)))).devices
     assert np.bincount(devices).tolist() == [5, 20, 5]
+
+
+def test_interleaved_gives_every_device_several_runs_that_take_equally_long():
+    graph = make_graph("chain", [(i, i + 1) for i in range(47)], forward_flops=1e8)
+    found = plan("interleaved", clock_of(graph, topology((1.0, 1.0, 1.0))))
+    runs = np.split(found.devices, np.flatnonzero(np.diff(found.devices)) + 1)
+    assert found.evaluations == 6
+    assert {len(run) for run in runs} <= {4, 8, 16}
+    for device in range(3):
+        assert sum(len(run) for run in runs if run[0] == device) == 16
+
+
+def test_interleaved_keeps_both_ends_of_long_connections_on_one_device():
+    edges = [(i, i + 1) for i in range(11)] + [(i, 11 - i) for i in range(5)]
+    graph = make_graph("u", edges, forward_flops=1e8, output_bytes=[1e8] * 6 + [1.0] * 6)
+    devices = plan("interleaved", clock_of(graph, topology((1.0, 1.0)))).devices
+    assert devices.tolist() == devices[::-1].tolist()
 
 
 def test_heft_uses_both_of_two_equal_branches():
