@@ -4,13 +4,13 @@ from ..placement.coarsen import coarsen
 from ..placement.planners.unit_annealing import anneal_units
 from .search import Search
 
-ROUNDS = ((0.4, False, 0.05), (0.3, False, 0.03), (0.3, True, 0.01))
+ROUNDS = ((0.7, False, 0.02), (0.3, True, 0.01))
 """Annealing runs one after the other: share of the evaluations, whether single ops move, temperature at the start."""
 FINEST = 1024
 """Groups at most where single ops move."""
 COLDEST = 0.001
-RUNS = 0.4
-"""Share of the moves that are ends of runs."""
+RUNS, SPANS = 0.4, 0.6
+"""Share of the moves that are ends of runs, and share of the others that are consecutive groups."""
 
 
 def anneal(search: Search, seed: int) -> None:
@@ -26,6 +26,6 @@ def anneal(search: Search, seed: int) -> None:
         # Its start is priced again, and counts as one of its own.
         found = anneal_units(
             search.clock, groups, search.best.devices, evaluations=evaluations, seed=seed + number, hot=hot, cold=COLDEST,
-            runs=RUNS, move_cost=search.move_cost, avoid=search.avoid,
+            runs=RUNS, spans=SPANS, move_cost=search.move_cost, avoid=search.avoid,
         )  # fmt: skip
         search.take_in(found, "search")

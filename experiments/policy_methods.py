@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..agent.annealing import RUNS, SPANS
 from ..agent.network import Encoding, PlacementNetwork, Scores
 from ..agent.propose import propose, propose_from_plans
 from ..agent.search import SearchSettings
@@ -97,24 +98,31 @@ def uniform() -> SearchSettings:
     return replace(SearchSettings(), rollouts=0, uniform=1.0)
 
 
-def by_annealing(hot: float, *, singles: bool = False, runs: float = 0.0) -> Method:
-    """Simulated annealing from the start."""
+def by_annealing(hot: float, *, singles: bool = False, runs: float = 0.0, spans: float = 0.0) -> Method:
+    """Simulated annealing from the start; for the moves see `anneal_units`."""
 
     def method(clock: SimulatedClock, start: Placement, evaluations: int, seed: int) -> float:
         groups = coarsen(clock.graph, GROUPS)
         found = anneal_units(
-            clock, groups, start.devices, evaluations=evaluations, seed=seed, hot=hot, singles=singles, runs=runs
-        )
+            clock, groups, start.devices, evaluations=evaluations, seed=seed, hot=hot, singles=singles, runs=runs,
+            spans=spans,
+        )  # fmt: skip
         return found.step_time_s if found.overflow_bytes == 0 else np.inf
 
     return method
 
 
+HOT = (0.05, 0.02, 0.005)
+"""Hottest temperatures, as relative changes of the step time."""
+ALL_MOVES = {"runs": RUNS, "spans": SPANS}
+"""The agent's own share of each kind of uniform moves."""
+
 ANNEALING: dict[str, Method] = {
     **{f"annealing of single groups, {hot:g}": by_annealing(hot, singles=True) for hot in (0.05, 0.01)},
-    **{f"annealing of units, {hot:g}": by_annealing(hot) for hot in (0.05, 0.02, 0.005)},
+    **{f"annealing of units, {hot:g}": by_annealing(hot) for hot in HOT},
+    **{f"annealing with all uniform moves, {hot:g}": by_annealing(hot, **ALL_MOVES) for hot in HOT},
 }
-"""The number is the relative change of the step time that is the hottest temperature."""
+"""The number is the hottest temperature."""
 
 
 def by_plans(hot: float | None) -> Method:
@@ -129,14 +137,14 @@ def by_plans(hot: float | None) -> Method:
         if hot is None or left < 1:
             return best
         devices = plans[begun[2] - 1].devices if begun[2] else start.devices
-        return min(best, by_annealing(hot)(clock, Placement(devices, start.microbatches), left, seed))
+        return min(best, by_annealing(hot, **ALL_MOVES)(clock, Placement(devices, start.microbatches), left, seed))
 
     return method
 
 
 PLANNED: dict[str, Method] = {
     "cheap plans alone": by_plans(None),
-    **{f"annealing of units from the cheap plans, {hot:g}": by_plans(hot) for hot in (0.05, 0.02, 0.005)},
+    **{f"annealing from the cheap plans, {hot:g}": by_plans(hot) for hot in HOT},
 }
 
 

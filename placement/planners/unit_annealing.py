@@ -44,6 +44,7 @@ def anneal_units(
     hot: float = 0.05,
     cold: float = 0.001,
     runs: float = 0.4,
+    spans: float = 0.0,
     singles: bool = False,
     snapshots: Sequence[int] = (),
     move_cost: MoveCost | None = None,
@@ -52,7 +53,8 @@ def anneal_units(
     """Anneal from `start`, pricing at most `evaluations` distinct placements (the start is one of them).
 
     A move takes a random unit of `groups` to a random device, or with probability `runs` one end of a run (consecutive
-    groups on one device), cut at a random group. The temperature, a relative change of the step time, falls geometrically
+    groups on one device), cut at a random group, or else with probability `spans` consecutive groups from a random one on,
+    up to half of all. The temperature, a relative change of the step time, falls geometrically
     from `hot` to `cold`. A placement that was priced before costs nothing. Of two placements the one that overflows memory by
     less is better, then the faster one.
 
@@ -65,6 +67,7 @@ def anneal_units(
         hot: temperature at the start.
         cold: temperature at the end.
         runs: share of moves that are ends of runs.
+        spans: share of the other moves that are consecutive groups.
         singles: whether units are the single groups alone.
         snapshots: ascending numbers of evaluations after which the map is kept in the trail.
         move_cost: what moving costs, added to the step time; nothing by default.
@@ -74,7 +77,7 @@ def anneal_units(
     unit_start = np.concatenate([[0], np.cumsum([len(unit) for unit in chosen])]).astype(np.int64)
     order = np.argsort(groups.group_of, kind="stable").astype(np.int64)
     op_start = np.searchsorted(groups.group_of[order], np.arange(groups.num_groups + 1)).astype(np.int64)
-    moves = _Moves(unit_start, np.concatenate(chosen).astype(np.int64), op_start, order, runs)
+    moves = _Moves(unit_start, np.concatenate(chosen).astype(np.int64), op_start, order, runs, spans)
     return Annealed(
         *_anneal(
             np.array(start, np.int64), moves, *clock.pricing, float(clock.topology.memory_bytes.min()), evaluations, hot,
@@ -90,6 +93,7 @@ class _Moves(NamedTuple):
     op_start: Ints
     ops: Ints
     runs: float
+    spans: float
 
 
 @njit(cache=True)
@@ -174,6 +178,11 @@ def _draw(moves: _Moves, home: Ints, marked: Bools) -> None:
         while 0 <= place < count and home[place] == home[group]:
             marked[place] = True
             place += step
+    elif np.random.random() < moves.spans:  # noqa: NPY002
+        # As many short ones as long ones.
+        length = max(1, int((0.5 * count) ** np.random.random()))  # noqa: NPY002
+        first = np.random.randint(count)  # noqa: NPY002
+        marked[first : first + length] = True
     else:
         unit = np.random.randint(moves.unit_start.shape[0] - 1)  # noqa: NPY002
         for place in range(moves.unit_start[unit], moves.unit_start[unit + 1]):

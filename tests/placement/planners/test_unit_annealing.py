@@ -64,3 +64,18 @@ def test_the_trail_begins_at_the_start():
     found = anneal_units(clock, groups, start, evaluations=100, snapshots=(1, 50, 90))
     assert found.trail.shape == (3, clock.graph.num_ops)
     assert np.array_equal(found.trail[0], start)
+
+
+def test_spans_reach_placements_that_no_single_unit_leads_to():
+    clock, groups, start = scenario(2)
+    units = {unit.tobytes() for unit in groups.units}
+    # At such temperatures every move is taken, so the state after the first one is a single move away.
+    moved = set()
+    for seed in range(40):
+        found = anneal_units(
+            clock, groups, start, evaluations=3, seed=seed, runs=0.0, spans=1.0, hot=1e9, cold=1e8, snapshots=[2]
+        )
+        changed = np.flatnonzero((found.trail[0] != start)[groups.first_op()])
+        moved.add(changed.tobytes())
+        assert len(changed) <= groups.num_groups / 2 + 1
+    assert moved - units
