@@ -6,7 +6,6 @@ it is; a message that finds no room goes another way, and its record says so. No
 out: which of them have, a sender knows from the schedule.
 """
 
-import math
 import mmap
 import os
 import select
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from .message import Layout, Message, header_bytes, offsets, put, shaped
+from .message import Layout, Message, header_bytes, laid_out, offsets, put
 
 RING_BYTES = 2**25
 """Memory of a line; only what messages have touched takes room."""
@@ -52,26 +51,25 @@ class Ring:
         """Write the message that begins at `start`, bytes; see `Message` for the rest."""
         header, places = start // 8, _places(layouts)
         self._header[header] = arrival
-        for i, layout in enumerate(layouts):
-            self._header[header + 1 + i] = put(self._part(start + places[i], layout), tensors[i], non_blocking=False)
+        for i, (layout, tensor) in enumerate(zip(layouts, tensors, strict=True)):
+            self._header[header + 1 + i] = put(*self._place(start + places[i], layout), tensor, non_blocking=False)
 
     def read(self, start: int, layouts: tuple[Layout, ...]) -> tuple[list[torch.Tensor], float]:
         """Tensors and arrival of the message that begins at `start`, copied out."""
         arrival, *codes = self._header[start // 8 : start // 8 + 1 + len(layouts)].tolist()
         places = _places(layouts)
         tensors = [
-            shaped(self._part(start + places[i], layout), layout, codes[i]).clone() for i, layout in enumerate(layouts)
+            laid_out(*self._place(start + places[i], layout), layout.shape, int(codes[i])).clone()
+            for i, layout in enumerate(layouts)
         ]
         return tensors, arrival
 
-    def _part(self, place: int, layout: Layout) -> torch.Tensor:
-        """The elements of a tensor that begins at `place`, flat."""
-        shape, dtype = layout
-        typed = self._typed.get(dtype)
+    def _place(self, place: int, layout: Layout) -> tuple[torch.Tensor, int]:
+        """The ring as elements of a tensor's type, and the first of them behind byte `place`."""
+        typed = self._typed.get(layout.dtype)
         if typed is None:
-            typed = self._typed[dtype] = self._bytes.view(dtype)
-        first = place // dtype.itemsize
-        return typed[first : first + math.prod(shape)]
+            typed = self._typed[layout.dtype] = self._bytes.view(layout.dtype)
+        return typed, place // layout.dtype.itemsize
 
 
 @lru_cache(4096)

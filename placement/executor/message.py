@@ -49,33 +49,38 @@ class Message:
     def fill(self, tensors: Sequence[torch.Tensor], non_blocking: bool) -> None:
         """Copy tensors in, each laid out as it lies in memory."""
         for i, (tensor, layout) in enumerate(zip(tensors, self.layouts, strict=True)):
-            self.header[1 + i] = put(self._part(i, layout), tensor, non_blocking)
+            self.header[1 + i] = put(*self._place(i, layout), tensor, non_blocking)
 
     def tensors(self) -> list[torch.Tensor]:
         """Its tensors, as views of the buffer."""
         codes = self.header[1:].tolist()
-        return [shaped(self._part(i, layout), layout, codes[i]) for i, layout in enumerate(self.layouts)]
+        return [laid_out(*self._place(i, layout), layout.shape, int(codes[i])) for i, layout in enumerate(self.layouts)]
 
-    def _part(self, i: int, layout: Layout) -> torch.Tensor:
-        return self.buffer[self.places[i] : self.places[i] + layout.nbytes].view(layout.dtype)
-
-
-def put(part: torch.Tensor, tensor: torch.Tensor, non_blocking: bool) -> int:
-    """Copy a tensor into as many elements of memory, as it lies in its own; returns the code of its memory order."""
-    if tensor.is_contiguous():
-        part.view(tensor.shape).copy_(tensor, non_blocking=non_blocking)
-        return _in_order(tensor.dim())
-    order = memory_order(tensor)
-    part.copy_(tensor.permute(order).reshape(-1), non_blocking=non_blocking)
-    return encode_order(order)
+    def _place(self, i: int, layout: Layout) -> tuple[torch.Tensor, int]:
+        """The buffer as elements of a tensor's type, and the first of them that is the tensor's."""
+        return self.buffer.view(layout.dtype), self.places[i] // layout.dtype.itemsize
 
 
-def shaped(part: torch.Tensor, layout: Layout, code: float) -> torch.Tensor:
-    """The tensor that `put` has copied into `part`, as a view."""
-    if code == _in_order(len(layout.shape)):
-        return part.view(layout.shape)
-    order = decode_order(int(code), len(layout.shape))
-    return part.view([layout.shape[d] for d in order]).permute(np.argsort(order).tolist())
+def put(memory: torch.Tensor, first: int, tensor: torch.Tensor, non_blocking: bool) -> int:
+    """Copy a tensor to element `first` of flat memory of its type, as it lies in its own; returns the code of its order."""
+    code = _in_order(tensor.dim()) if tensor.is_contiguous() else encode_order(memory_order(tensor))
+    laid_out(memory, first, tensor.shape, code).copy_(tensor, non_blocking=non_blocking)
+    return code
+
+
+def laid_out(memory: torch.Tensor, first: int, shape: tuple[int, ...], code: int) -> torch.Tensor:
+    """The tensor that `put` has copied to element `first` of flat memory, as a view."""
+    return memory.as_strided(shape, _strides(shape, code), memory.storage_offset() + first)
+
+
+@lru_cache(4096)
+def _strides(shape: tuple[int, ...], code: int) -> tuple[int, ...]:
+    """Strides of a dense tensor whose dimensions lie in memory in a coded order."""
+    strides, step = [0] * len(shape), 1
+    for dimension in reversed(decode_order(code, len(shape))):
+        strides[dimension] = step
+        step *= max(1, shape[dimension])
+    return tuple(strides)
 
 
 def header_bytes(count: int) -> int:
