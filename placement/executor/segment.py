@@ -201,15 +201,24 @@ def _item(items: tuple[torch.Tensor, ...], index: int) -> torch.Tensor:
 
 
 def seeded(target: Callable[..., Any], op: int) -> Callable[..., Any]:
-    """`target` drawing the random numbers of (seed, op), which leaves the global generator as it was."""
+    """`target` drawing the random numbers of (seed, op), which leaves the global generators as they were."""
 
     def draw(seed: int, *args: Any, **kwargs: Any) -> Any:
-        with torch.random.fork_rng(devices=_devices(args)):
-            torch.manual_seed((seed * 1_000_003 + op) % 2**63)
+        generators = _generators(args)
+        states = [generator.get_state() for generator in generators]
+        try:
+            # `torch.manual_seed` would seed every kind of device, which takes longer than most ops.
+            for generator in generators:
+                generator.manual_seed((seed * 1_000_003 + op) % 2**63)
             return target(*args, **kwargs)
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
 
     return draw
 
 
-def _devices(args: tuple[Any, ...]) -> list[torch.device]:
-    return list({a.device for a in args if isinstance(a, torch.Tensor) and a.is_cuda})
+def _generators(args: tuple[Any, ...]) -> list[torch.Generator]:
+    """The CPU's generator, and those of the GPUs that the arguments are on."""
+    gpus = {arg.device.index for arg in args if isinstance(arg, torch.Tensor) and arg.is_cuda}
+    return [torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in sorted(gpus))]
