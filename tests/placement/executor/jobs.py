@@ -46,7 +46,9 @@ def batch_of(case: str, step: int) -> Any:
     return CASES[case][1](step, 5 if step == SHORT_STEP else 8)
 
 
-def make_executor(case: str, topology: Topology, max_grad_norm: float | None = None) -> Executor:
+def make_executor(
+    case: str, topology: Topology, max_grad_norm: float | None = None, microbatches: int = MICROBATCHES
+) -> Executor:
     build, batch, loss_fn = CASES[case]
     torch.manual_seed(0)
     model = build().train()
@@ -57,7 +59,7 @@ def make_executor(case: str, topology: Topology, max_grad_norm: float | None = N
         loss_fn=loss_fn,
         example_batch=batch(0),
         topology=topology,
-        microbatches=MICROBATCHES,
+        microbatches=microbatches,
         seed=3,
         max_grad_norm=max_grad_norm,
     )
@@ -72,7 +74,11 @@ def random_placement(executor: Executor, rng: np.random.Generator) -> Placement:
 
 def train(case: str, topology: Topology, moving_seed: int | None) -> tuple[list[float], dict, dict]:
     """Losses, model state and optimizer state of a short run that moves at random, or never."""
-    executor = make_executor(case, topology)
+    return train_on(make_executor(case, topology), case, moving_seed)
+
+
+def train_on(executor: Executor, case: str, moving_seed: int | None) -> tuple[list[float], dict, dict]:
+    """`train` by an executor that has not trained yet, or begins anew."""
     rng = np.random.default_rng(moving_seed)
     losses = []
     for step in range(STEPS):
@@ -82,9 +88,27 @@ def train(case: str, topology: Topology, moving_seed: int | None) -> tuple[list[
     return losses, executor.state_dict(), executor.optimizer_state_dict()
 
 
+def begin_anew(executor: Executor) -> Callable[[], None]:
+    """What takes an executor back to where it is now; to make another takes far longer than to train these few steps."""
+    state, steps = (executor.state_dict(), executor.optimizer_state_dict()), executor.steps
+
+    def begin() -> None:
+        executor.load_state_dict(*state)
+        executor.steps = steps
+
+    return begin
+
+
 def compare_moving(topology: Topology, cases: list[str]) -> dict[str, Any]:
     """For each case: a run that never moves, and two that move at random."""
-    return {case: [train(case, topology, seed) for seed in (None, 1, 2)] for case in cases}
+    runs: dict[str, Any] = {case: [] for case in cases}
+    for case in cases:
+        executor = make_executor(case, topology)
+        begin = begin_anew(executor)
+        for moving_seed in (None, 1, 2):
+            begin()
+            runs[case].append(train_on(executor, case, moving_seed))
+    return runs
 
 
 def compare_moving_directly(topology: Topology, cases: list[str]) -> dict[str, Any]:
@@ -219,9 +243,9 @@ def paced(topology: Topology) -> dict[str, Any]:
 
 def clipped(topology: Topology) -> dict[str, float]:
     """An emulated step whose gradients are clipped, beside the simulator's, which also says what it is without."""
-    executor = make_executor("branches", topology, max_grad_norm=1.0)
-    ops = executor.graph.num_ops
-    executor.apply(Placement(colocate((np.arange(ops) >= ops // 2).astype(np.int64), executor.graph), MICROBATCHES))
+    executor = make_executor("branches", topology, max_grad_norm=1.0, microbatches=1)
+    half = (np.arange(executor.graph.num_ops) >= executor.graph.num_ops // 2).astype(np.int64)
+    executor.apply(Placement(colocate(half, executor.graph), 1))
     for _ in range(2):
         executor.step(batch_of("branches", 0))
     assert executor.report is not None

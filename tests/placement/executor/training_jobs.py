@@ -1,5 +1,6 @@
 """Training loops as real scripts have them, by the executor on every worker and in plain PyTorch."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -100,8 +101,8 @@ class Run:
     optimizer_state: dict[str, Any]
 
 
-def train(name: str, topology: Topology, moving_seed: int | None) -> Run:
-    """The loop by the executor, moved at random wherever no gradients wait, or never."""
+def train(name: str, topology: Topology, moving_seeds: Iterable[int | None]) -> list[Run]:
+    """The loop by the executor, begun anew with each seed: moved at random wherever no gradients wait, or never."""
     loop = LOOPS[name]
     model, optimizer, scheduler, loss_fn = loop.build()
     executor = Executor(
@@ -115,6 +116,17 @@ def train(name: str, topology: Topology, moving_seed: int | None) -> Run:
         max_grad_norm=loop.max_grad_norm,
         autocast=loop.autocast,
     )
+    begin, schedule = jobs.begin_anew(executor), copy.deepcopy(scheduler.state_dict()) if scheduler else {}
+    runs = []
+    for moving_seed in moving_seeds:
+        begin()
+        if scheduler is not None:
+            scheduler.load_state_dict(copy.deepcopy(schedule))
+        runs.append(_train_on(executor, loop, scheduler, moving_seed))
+    return runs
+
+
+def _train_on(executor: Executor, loop: Loop, scheduler: Any, moving_seed: int | None) -> Run:
     rng = np.random.default_rng(moving_seed)
     run = Run([], [], [], {}, {})
     for step in range(STEPS):
@@ -168,7 +180,7 @@ def plain(name: str, autocast: bool = True) -> Run:
 
 def compare_loops(topology: Topology, names: list[str]) -> dict[str, list[Run]]:
     """For each loop: a run that never moves, and one that moves at random."""
-    return {name: [train(name, topology, seed) for seed in (None, 1)] for name in names}
+    return {name: train(name, topology, (None, 1)) for name in names}
 
 
 def move_with_pending_gradients(topology: Topology) -> tuple[str, list[float], list[float]]:
