@@ -1,4 +1,3 @@
-import time
 import warnings
 
 import gymnasium
@@ -240,13 +239,3 @@ def test_vectorised_environments_draw_new_scenarios():
     assert len({int(mask.sum()) for mask in obs["group_mask"]} | {float(s[8]) for s in obs["step"]}) > 1
     again = make_vec_env(ScenarioSampler(4), 3, seed=0, config=CONFIG).reset()
     assert all(np.array_equal(obs[key], again[key]) for key in obs)
-
-
-@pytest.mark.quiet
-def test_steps_take_a_few_milliseconds():
-    env = PlacementEnv(chain_clock(num_ops=40, speeds=(1.0, 2.0, 3.0, 4.0)), config=EnvConfig(max_groups=40))
-    play(env, 0)
-    start, steps = time.perf_counter(), 0
-    while steps < 500:
-        steps += len(play(env, steps)) - 1
-    assert steps / (time.perf_counter() - start) > 50  # about 400 on an idle core

@@ -93,9 +93,14 @@ def test_a_limit_below_one_is_refused():
         coarsen(make_graph("one", [], 1), 0)
 
 
-def test_five_thousand_ops_take_seconds():
-    graph = random_graph(np.random.default_rng(0), 5000, extra=0.3)
-    coarsen(random_graph(np.random.default_rng(0), 50), 8)
-    start = time.perf_counter()
-    assert coarsen(graph, 48).num_groups == 48
-    assert time.perf_counter() - start < 20
+def test_four_times_the_ops_take_far_less_than_sixteen_times_as_long():
+    def seconds(ops: int) -> float:
+        graph, times = random_graph(np.random.default_rng(0), ops, extra=0.3), []
+        for _ in range(3):
+            start = time.perf_counter()
+            assert coarsen(graph, 48).num_groups == 48
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    seconds(100)  # compiles
+    assert seconds(4800) < 10 * seconds(1200)

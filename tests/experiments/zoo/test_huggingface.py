@@ -1,5 +1,4 @@
 import sys
-import time
 
 import pytest
 import torch
@@ -69,11 +68,8 @@ def test_images_are_as_large_as_the_config_says_and_else_as_asked():
     assert build("resnet", image_size=64).batch["pixel_values"].shape == (2, 3, 64, 64)
 
 
-def test_a_model_of_seven_billion_parameters_is_built_on_meta_in_seconds():
-    build("llama", device="meta")  # the library is imported, the clock starts
-    begin = time.perf_counter()
+def test_a_model_of_seven_billion_parameters_is_built_on_meta():
     example = build_example("hf:llama", 4, device="meta")
-    assert time.perf_counter() - begin < 10
     assert sum(p.numel() for p in example.step.parameters()) == 6_738_415_616
     held = (*example.step.parameters(), *example.step.buffers(), *example.batch.values())
     assert {tensor.device.type for tensor in held} == {"meta"}
