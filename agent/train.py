@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from sb3_contrib import MaskablePPO
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
 from tqdm import tqdm
@@ -326,6 +327,9 @@ def _model(
         seed=seed,
         device="cpu",
     )
+    if events is None:
+        # Its own logger would leave an empty folder for every chunk of training.
+        model.set_logger(Logger(None, []))
     if weights is not None:
         _network(model).load_state_dict(weights.state_dict())
     return model

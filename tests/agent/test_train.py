@@ -47,6 +47,12 @@ def trained(seed):
     return train(SHORT, seed, progress=False)
 
 
+def test_training_without_a_folder_leaves_no_logs(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    train(replace(SHORT, imitation=NO_IMITATION, timesteps=128, evaluations=0), 0, progress=False)
+    assert not list(tmp_path.glob("SB3*"))
+
+
 def act(network, env):
     """One episode of likeliest actions; returns its last info."""
     obs, info = env.reset()
