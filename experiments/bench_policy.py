@@ -170,13 +170,13 @@ def zero_shot_table(cases: Sequence[Case], rows: Sequence[Mapping[str, float]]) 
 
 
 def hardware(cases: Sequence[Case], policy: str | None, evaluations: int, seed: int) -> str:
-    """The search from the best manual configuration of every topology, as a table."""
+    """`segue place` from the best manual configuration of every topology, as a table."""
     network = load_policy(policy)
     lines = ["| topology | devices | / best manual | / strongest annealing, same start |", "|---|---|---|---|"]
     for case in tqdm(cases, unit="case", leave=False, desc="hardware"):
         step, start = min(manual_starts(case.clock).values(), key=lambda found: found[0])
         begin = replace(case.start, devices=start)
-        found = by_policy(network)(case.clock, begin, evaluations, seed)
+        found = by_place(network)(case.clock, begin, evaluations, seed)
         peer = min(method(case.clock, begin, evaluations, seed) for method in ANNEALING.values())
         lines.append(f"| {case.family} | {case.clock.topology.num_devices} | {found / step:.3f} | {found / peer:.3f} |")
     return "\n".join(lines)
