@@ -5,11 +5,14 @@ from itertools import islice, permutations
 import numpy as np
 
 from ..clock import SimulatedClock
+from ..errors import SegueError
 from .manual import compute_seconds
 from .plan import MEMORY_SHARES, Devices, Evaluator, Floats, at_leaders, leaders
 from .split import Line, prefix_sums, split
 
 MOST_ORDERS = 24
+MOST_BYTES = 2**32
+"""Of the table of what crosses each cut between each two devices."""
 
 
 def contiguous(evaluator: Evaluator, rng: np.random.Generator) -> None:
@@ -19,8 +22,18 @@ def contiguous(evaluator: Evaluator, rng: np.random.Generator) -> None:
     devices and links: PipeDream's formulation (Narayanan et al., SOSP 2019) without replication. The devices take their
     runs in the order given and in other orders (all of them up to four devices); the clock picks among the results.
     Splits are made to fit memory where any do.
+
+    Raises:
+        SegueError: if there are so many devices and ops that the costs of their cuts would not fit this machine's memory.
     """
     clock = evaluator.clock
+    devices, ops = clock.topology.num_devices, clock.graph.num_ops
+    nbytes = 8 * devices**2 * (ops + 1)
+    if nbytes > MOST_BYTES:
+        raise SegueError(
+            f"planner 'contiguous': the costs of cutting {ops} ops between {devices} devices take {nbytes / 2**30:.1f} GiB, "
+            f"more than the {MOST_BYTES / 2**30:.1f} that it may; use 'speed-proportional' or the agent"
+        )
     for order in _orders(clock, rng):
         for share in MEMORY_SHARES:
             if not evaluator.left:

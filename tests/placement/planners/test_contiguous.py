@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from segue.placement.clock import SimulatedClock
 from segue.placement.costs import Profile, make_costs
+from segue.placement.errors import SegueError
 from segue.placement.graph import make_graph
+from segue.placement.planners import contiguous as module
+from segue.placement.planners import plan
 from segue.placement.planners.contiguous import contiguous, make_line
 from segue.placement.planners.plan import Evaluator
 from segue.placement.planners.split import split
@@ -103,3 +106,12 @@ def test_runs_that_leave_no_room_are_avoided():
     evaluator = Evaluator(clock, 50)
     contiguous(evaluator, np.random.default_rng(0))
     assert evaluator.best[0] == 0
+
+
+def test_more_devices_and_ops_than_memory_allows_are_refused_at_once(monkeypatch):
+    clock = draw_chain(0, 10, 3, tight=False)
+    monkeypatch.setattr(module, "MOST_BYTES", 8 * 9 * 11)
+    assert plan("contiguous", clock).feasible
+    monkeypatch.setattr(module, "MOST_BYTES", 8 * 9 * 11 - 1)
+    with pytest.raises(SegueError, match=r"'contiguous': .* 10 ops between 3 devices .* GiB"):
+        plan("contiguous", clock)
