@@ -15,6 +15,8 @@ from ..placement.clock import SimulatedClock
 from ..placement.move_cost import MoveCost
 from ..placement.placement import Placement
 
+WARM_UP_OPS = 100
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -116,12 +118,27 @@ class Proposer:
         self._process.wait(5.0)
 
 
+def warm_up() -> None:
+    """Answer a small request, so that all is imported and compiled before the run has one."""
+    from ..placement.costs import make_costs
+    from ..placement.graph import make_graph
+    from ..placement.presets import preset
+
+    # More ops than groups, so that they are coarsened.
+    graph = make_graph("warm-up", [(op - 1, op) for op in range(1, WARM_UP_OPS)], forward_flops=1e8, output_bytes=1e3)
+    topology = preset("emulated-2")
+    clock = SimulatedClock(graph, topology, make_costs(graph, topology), (1, 1))
+    start = Placement(np.zeros(WARM_UP_OPS, np.int64), 2)
+    answer(Request(clock, start, np.zeros(WARM_UP_OPS), 0.0, 1, evaluations=200, seed=0))
+
+
 def serve(connection: Connection) -> None:
     """Answer requests until the other end is closed."""
     import torch
 
     os.nice(10)
     torch.set_num_threads(1)
+    warm_up()
     while True:
         try:
             request = connection.recv()
