@@ -182,19 +182,25 @@ def _started(
     }
     prefixes = {rank: f"[{device.name}]: " for rank, device in enumerate(topology.devices)}
     handlers = {number: signal.getsignal(number) for number in _ELASTIC_SIGNALS}
-    context = start_processes(
-        "segue", entrypoint, arguments, environment, logs, log_line_prefixes=prefixes, start_method="forkserver"
-    )
-    assert isinstance(context, MultiprocessContext)
-    # Elastic puts handlers of its own in their place; what Ctrl-C means is the caller's to say.
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    guard = Guard(folder, topology, context, message_timeout_s)
+    # Ctrl-C waits until there is a guard that can end the workers: Python would wait for them when it exits.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ELASTIC_SIGNALS)
+    guard: Guard | None = None
     try:
+        context = start_processes(
+            "segue", entrypoint, arguments, environment, logs, log_line_prefixes=prefixes, start_method="forkserver"
+        )
+        assert isinstance(context, MultiprocessContext)
+        guard = Guard(folder, topology, context, message_timeout_s)
+        # Elastic puts handlers of its own in their place; what Ctrl-C means is the caller's to say.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield guard
     finally:
-        guard.kill()
+        if guard is not None:
+            guard.kill()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _wait(

@@ -1,11 +1,14 @@
 """How workers are started, and how they find each other and their devices."""
 
+import importlib
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -86,6 +89,23 @@ def test_the_workers_of_a_killed_process_end(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in everyone):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_ctrl_c_while_the_workers_start_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The package's `launch` is the function.
+    module = importlib.import_module("segue.placement.executor.launch")
+    start = module.start_processes
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        context = start(*args, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return context
+
+    monkeypatch.setattr(module, "start_processes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch(wait_for_ever, preset("emulated-2"), tmp_path, timeout_s=LIMIT_S)
+    assert not multiprocessing.active_children()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
 def leave(code: int) -> None:
