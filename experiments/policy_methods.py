@@ -114,13 +114,17 @@ def by_annealing(hot: float, *, singles: bool = False, runs: float = 0.0, spans:
 
 HOT = (0.05, 0.02, 0.005)
 """Hottest temperatures, as relative changes of the step time."""
-ALL_MOVES = {"runs": RUNS, "spans": SPANS}
-"""The agent's own share of each kind of uniform moves."""
+
+
+def by_all_moves(hot: float) -> Method:
+    """Simulated annealing from the start, with the agent's own share of each kind of uniform moves."""
+    return by_annealing(hot, runs=RUNS, spans=SPANS)
+
 
 ANNEALING: dict[str, Method] = {
     **{f"annealing of single groups, {hot:g}": by_annealing(hot, singles=True) for hot in (0.05, 0.01)},
     **{f"annealing of units, {hot:g}": by_annealing(hot) for hot in HOT},
-    **{f"annealing with all uniform moves, {hot:g}": by_annealing(hot, **ALL_MOVES) for hot in HOT},
+    **{f"annealing with all uniform moves, {hot:g}": by_all_moves(hot) for hot in HOT},
 }
 """The number is the hottest temperature."""
 
@@ -137,7 +141,7 @@ def by_plans(hot: float | None) -> Method:
         if hot is None or left < 1:
             return best
         devices = plans[begun[2] - 1].devices if begun[2] else start.devices
-        return min(best, by_annealing(hot, **ALL_MOVES)(clock, Placement(devices, start.microbatches), left, seed))
+        return min(best, by_all_moves(hot)(clock, Placement(devices, start.microbatches), left, seed))
 
     return method
 
