@@ -136,12 +136,15 @@ def by_plans(hot: float | None) -> Method:
         plans = cheap_plans(clock, seed, max(1, evaluations - 2))
         left = evaluations - sum(found.evaluations for found in plans) - 1
         step_s, overflow = clock.evaluate(start.devices)
-        begun = min([(overflow, step_s, 0), *((p.overflow_bytes, p.value_s, i) for i, p in enumerate(plans, 1))])
-        best = begun[1] if begun[0] == 0 else np.inf
+        begin = start
+        # The best plan comes first.
+        if (plans[0].overflow_bytes, plans[0].value_s) < (overflow, step_s):
+            overflow, step_s = plans[0].overflow_bytes, plans[0].value_s
+            begin = Placement(plans[0].devices, start.microbatches)
+        best = step_s if overflow == 0 else np.inf
         if hot is None or left < 1:
             return best
-        devices = plans[begun[2] - 1].devices if begun[2] else start.devices
-        return min(best, by_all_moves(hot)(clock, Placement(devices, start.microbatches), left, seed))
+        return min(best, by_all_moves(hot)(clock, begin, left, seed))
 
     return method
 
