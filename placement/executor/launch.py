@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -29,8 +29,6 @@ TIMEOUT_S = 120.0
 """A worker that hears nothing from another for so long gives up."""
 POLL_S = 0.1
 _RESTART = "restart"
-
-_ELASTIC_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def join(num_workers: int | None = None, timeout_s: float | None = None) -> None:
@@ -181,26 +179,26 @@ def _started(
         for rank in range(count)
     }
     prefixes = {rank: f"[{device.name}]: " for rank, device in enumerate(topology.devices)}
-    handlers = {number: signal.getsignal(number) for number in _ELASTIC_SIGNALS}
-    # Ctrl-C waits until there is a guard that can end the workers: Python would wait for them when it exits.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ELASTIC_SIGNALS)
-    guard: Guard | None = None
-    try:
-        context = start_processes(
+    guards: list[Guard] = []
+
+    def start() -> None:
+        workers = start_processes(
             "segue", entrypoint, arguments, environment, logs, log_line_prefixes=prefixes, start_method="forkserver"
         )
-        assert isinstance(context, MultiprocessContext)
-        guard = Guard(folder, topology, context, message_timeout_s)
-        # Elastic puts handlers of its own in their place; what Ctrl-C means is the caller's to say.
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        yield guard
+        assert isinstance(workers, MultiprocessContext)
+        guards.append(Guard(folder, topology, workers, message_timeout_s))
+
+    # Not in the main thread: there elastic replaces the caller's handlers, and Ctrl-C would leave what has started by then.
+    starter = ThreadPoolExecutor(1, thread_name_prefix="segue-start")
+    try:
+        # The pool would not know a thread during whose own start an interrupt comes.
+        starter.submit(bool).result()
+        starter.submit(start).result()
+        yield guards[0]
     finally:
-        if guard is not None:
+        starter.shutdown()
+        for guard in guards:
             guard.kill()
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _wait(

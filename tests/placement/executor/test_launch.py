@@ -91,21 +91,30 @@ def test_the_workers_of_a_killed_process_end(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-def test_ctrl_c_while_the_workers_start_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_while_the_workers_start_leaves_none(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The package's `launch` is the function.
     module = importlib.import_module("segue.placement.executor.launch")
     start = module.start_processes
 
     def interrupted(*args: Any, **options: Any) -> Any:
+        if moment == "before":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
         context = start(*args, **options)
-        os.kill(os.getpid(), signal.SIGINT)
+        if moment == "after":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
         return context
 
     monkeypatch.setattr(module, "start_processes", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         launch(wait_for_ever, preset("emulated-2"), tmp_path, timeout_s=LIMIT_S)
     assert not multiprocessing.active_children()
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    assert signal.getsignal(signal.SIGINT) == handler
 
 
 def leave(code: int) -> None:
