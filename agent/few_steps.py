@@ -10,10 +10,10 @@ from ..placement.clock import SimulatedClock, StepReport
 from ..placement.errors import SegueError
 from ..placement.move_cost import MoveCost
 from ..placement.placement import Placement
+from ..placement.planners.cheap_plans import cheap_plans
 from .beliefs import Beliefs
 from .network import PlacementNetwork
 from .propose import propose
-from .starts import cheap_plans
 
 Ints = NDArray[np.int64]
 Planner = Callable[[SimulatedClock, Sequence[Placement], int], Placement]

@@ -12,6 +12,7 @@ from ..placement.clock import SimulatedClock
 from ..placement.errors import SegueError
 from ..placement.move_cost import MoveCost, free_of_charge
 from ..placement.placement import Placement, check_placement, colocate
+from ..placement.planners.cheap_plans import cheap_plans
 from ..placement.workload_clock import WorkloadClock
 from .annealing import anneal
 from .guided import guided_annealing
@@ -19,7 +20,6 @@ from .network import PlacementNetwork
 from .pretrained import load_policy
 from .rollout import rollout
 from .search import Search, SearchSettings, Visit
-from .starts import cheap_plans
 from .threads import one_thread
 
 Ints = NDArray[np.int64]

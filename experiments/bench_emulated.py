@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..agent.propose import propose
-from ..agent.starts import cheap_plans
 from ..placement.capture import capture_program
 from ..placement.clock import SimulatedClock
 from ..placement.costs import Profile, make_costs, microbatch_sizes
 from ..placement.executor import Executor, launch
 from ..placement.placement import Placement
 from ..placement.planners import plan
+from ..placement.planners.cheap_plans import cheap_plans
 from ..placement.profile import measure_profile
 from ..placement.strategies import naive
 from ..placement.topology import Topology

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from ..agent.pretrained import load_policy
 from ..agent.propose import propose
 from ..agent.search import ZERO_SHOT
-from ..agent.starts import cheap_plans
 from ..placement.coarsen import coarsen
 from ..placement.objective_clock import OBJECTIVES
+from ..placement.planners.cheap_plans import cheap_plans
 from ..placement.planners.unit_annealing import anneal_units
 from .graph_pool import GraphPool, load_pool
 from .policy_cases import Case, hardware_cases, held_out_cases

@@ -11,13 +11,13 @@ from ..agent.annealing import RUNS, SPANS
 from ..agent.network import Encoding, PlacementNetwork, Scores
 from ..agent.propose import propose, propose_from_plans
 from ..agent.search import SearchSettings
-from ..agent.starts import cheap_plans
 from ..env.observation import ESTIMATE
 from ..placement.clock import SimulatedClock
 from ..placement.coarsen import coarsen
 from ..placement.move_cost import free_of_charge
 from ..placement.placement import Placement
 from ..placement.planners import expand, plan
+from ..placement.planners.cheap_plans import cheap_plans
 from ..placement.planners.unit_annealing import anneal_units
 
 GROUPS = 64

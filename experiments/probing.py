@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..agent.few_steps import optimise, policy_planner
-from ..agent.starts import cheap_plans
 from ..placement.coarsen import coarsen
 from ..placement.placement import Placement, colocate
 from ..placement.planners import plan
 from ..placement.planners.annealing import HOTTEST_OPS, MOST, anneal
+from ..placement.planners.cheap_plans import cheap_plans
 from ..placement.planners.plan import Evaluator
 from .mismatch import Stand
 

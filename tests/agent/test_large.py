@@ -4,7 +4,6 @@ import pytest
 from segue.agent import large
 from segue.agent.large import is_large, propose_large
 from segue.agent.pretrained import load_policy
-from segue.agent.starts import by_speed, cheap_plans, fastest_devices
 from segue.experiments.bench_large import large_clock
 from segue.experiments.solve import solve
 from segue.placement.clock import SimulatedClock
@@ -12,6 +11,7 @@ from segue.placement.max_load import MaxLoadClock
 from segue.placement.move_cost import MoveCost, free_of_charge
 from segue.placement.placement import Placement, check_placement
 from segue.placement.planners import plan
+from segue.placement.planners.cheap_plans import by_speed, cheap_plans, fastest_devices
 
 
 def propose(clock: SimulatedClock, start: np.ndarray, evaluations: int, move_cost: MoveCost | None = None):

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..placement.clock import SimulatedClock
-from ..placement.planners import Plan, plan
-from ..placement.planners.manual import CONFIGURATIONS, compute_seconds, speed_split
-from ..placement.planners.plan import Evaluator
+from ..clock import SimulatedClock
+from .manual import CONFIGURATIONS, compute_seconds, speed_split
+from .plan import Evaluator, Plan
+from .registry import plan
 
 FEWEST = "fastest-devices"
 """Name of the best split over a few of the devices."""

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from segue.agent.proposer import Request, answer
-from segue.agent.starts import cheap_plans
 from segue.placement.clock import SimulatedClock
 from segue.placement.costs import make_costs
 from segue.placement.graph import make_graph
 from segue.placement.placement import Placement
 from segue.placement.planners import expand, plan
+from segue.placement.planners.cheap_plans import cheap_plans
 from segue.placement.presets import preset
 
 
