@@ -1,6 +1,6 @@
 """Imitation: the network learns what the teacher says of states, a chunk of fresh scenarios at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,15 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..env.observation import step_features
-from ..env.scenarios import Scenario
-from ..env.state import allowed_moves, make_state
-from ..placement.placement import Placement
+from .lessons import Teachers
 from .network import PlacementNetwork
-from .scoring import score_state
-from .teacher import Ints, Lesson, Rng, Sample, TeacherSettings, prepare, teach
-
-Sampler = Callable[[Rng], Scenario]
+from .teacher import Ints, Rng, Sample, TeacherSettings
 
 
 @dataclass(frozen=True)
@@ -47,19 +41,19 @@ class ImitationSettings:
 def imitate_chunk(
     network: PlacementNetwork,
     optimizer: torch.optim.Optimizer,
-    sampler: Sampler,
+    teachers: Teachers,
     settings: ImitationSettings,
     seed: int,
     index: int,
 ) -> dict[str, float]:
-    """Learn from one chunk of scenarios; the same arguments change the weights in the same way.
+    """Learn from one chunk of scenarios; the same arguments change the weights in the same way (on a GPU nearly so).
 
     Returns:
         Mean losses over the first pass, before each batch was learned from: `choice` (cross-entropy to the teacher's
         choice, less its entropy), `change` and `value` (mean absolute errors).
     """
     rng = np.random.default_rng((seed, index))
-    samples = list(_samples(network, sampler, settings, rng, own=index > 0))
+    samples = list(teachers.samples(network, index))
     rate = settings.learning_rate * float(0.02 + 0.49 * (1 + np.cos(np.pi * index / settings.chunks)))
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -78,39 +72,6 @@ def imitate_chunk(
     return {key: float(np.mean([parts[key] for parts in first])) for key in first[0]}
 
 
-def _samples(
-    network: PlacementNetwork, sampler: Sampler, settings: ImitationSettings, rng: Rng, own: bool
-) -> Iterator[Sample]:
-    for _ in range(settings.scenarios):
-        lesson = prepare(sampler(rng), int(rng.choice(settings.max_groups)), rng, settings.teacher)
-        states = list(lesson.states)
-        if own:
-            states += walk(network, lesson, 3 * settings.own_states, rng)[::3]
-        for devices in states:
-            sample = teach(lesson, devices, rng, settings.teacher)
-            if sample is not None:
-                yield sample
-
-
-def walk(network: PlacementNetwork, lesson: Lesson, steps: int, rng: Rng) -> list[Ints]:
-    """Placements that moves drawn from the network lead to, from the lesson's start."""
-    problem, clock, devices = lesson.problem, lesson.clock, lesson.start
-    start_s = clock.step_time(devices)
-    best_s, places = start_s, []
-    for taken in range(steps):
-        state = make_state(problem, devices, clock.step(Placement(devices, clock.microbatches)))
-        best_s = min(best_s, state.report.step_time_s)
-        allowed = allowed_moves(state).ravel()
-        if not allowed.any():
-            break
-        step = step_features(state, start_s, best_s, 0.0, taken / steps)
-        logits = score_state(network, state, step).logits[0].numpy().ravel() + rng.gumbel(size=len(allowed))
-        unit, device = divmod(int(np.where(allowed, logits, -np.inf).argmax()), problem.num_devices)
-        devices = state.moved(unit, device)
-        places.append(devices)
-    return places
-
-
 def _batches(sizes: Sequence[int], batch_size: int, rng: Rng) -> list[Ints]:
     """Rows of states of similar size, in random order."""
     order = np.argsort(np.array(sizes) + rng.uniform(0, 4, len(sizes)), kind="stable")
@@ -120,13 +81,15 @@ def _batches(sizes: Sequence[int], batch_size: int, rng: Rng) -> list[Ints]:
 
 def imitation_loss(network: PlacementNetwork, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
     """Loss of a batch, and its parts as numbers."""
-    obs = {key: _padded([sample.observation[key] for sample in samples]) for key in samples[0].observation}
-    moves = _padded([sample.moves for sample in samples])
-    units = _padded([sample.units for sample in samples]).float()
-    devices = _padded([sample.devices for sample in samples])
-    change, target = _padded([sample.change for sample in samples]), _padded([sample.target for sample in samples])
-    real = _padded([np.ones(len(sample.devices), np.float32) for sample in samples])
-    value = torch.tensor([sample.value for sample in samples])
+    where = next(network.parameters()).device
+    obs = {key: _padded([sample.observation[key] for sample in samples]).to(where) for key in samples[0].observation}
+    moves = _padded([sample.moves for sample in samples]).to(where)
+    units = _padded([sample.units for sample in samples]).to(where).float()
+    devices = _padded([sample.devices for sample in samples]).to(where)
+    change = _padded([sample.change for sample in samples]).to(where)
+    target = _padded([sample.target for sample in samples]).to(where)
+    real = _padded([np.ones(len(sample.devices), np.float32) for sample in samples]).to(where)
+    value = torch.tensor([sample.value for sample in samples], device=where)
     scores = network.score_some(network.encode(obs), units, devices, moves)
     logits = torch.cat([scores.stop.unsqueeze(1), scores.logits.masked_fill(real == 0, -1e9)], dim=1)
     entropy = -(target * target.clamp(min=1e-9).log()).sum(1).mean()

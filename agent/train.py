@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..placement.errors import SegueError
 from ..placement.graph import Graph
 from ..placement.placement import Placement
 from .imitation import ImitationSettings, imitate_chunk
+from .lessons import Teachers, cores
 from .network import PlacementNetwork
 from .policy import PlacementPolicy
 from .pretrained import load_policy, save_policy
@@ -122,8 +124,12 @@ def train(
     resume: bool = False,
     tensorboard: bool = False,
     progress: bool = True,
+    workers: int = 1,
+    device: str = "cpu",
 ) -> TrainingResult:
     """Train a policy by imitation and MaskablePPO; the same arguments give the same weights, resumed or not.
+
+    Neither the number of workers nor where a run was interrupted changes the weights; a GPU changes their last digits.
 
     Args:
         preset: a name from `PRESETS`, or settings.
@@ -138,10 +144,16 @@ def train(
         resume: go on from the checkpoint in `log_dir`, if there is one.
         tensorboard: write TensorBoard events to `log_dir`.
         progress: show a bar.
+        workers: processes that solve scenarios for the imitation; 0 for one on each core. A sampler has to be picklable for
+            several.
+        device: where the network is trained: `cpu`, `cuda`, or `auto` for a GPU if there is one.
 
     Raises:
-        SegueError: for an unknown preset, options that need `log_dir`, or a checkpoint of another run.
+        SegueError: for an unknown preset, options that need `log_dir`, a checkpoint of another run, fewer than 0 workers, or
+            a device that torch does not find.
     """
+    if workers < 0:
+        raise SegueError(f"train: workers must be >= 0, got {workers}")
     settings = _settings(preset, timesteps, weights)
     if log_dir is None and (resume or tensorboard):
         raise SegueError("train: resume and tensorboard need log_dir")
@@ -152,13 +164,15 @@ def train(
     sampler = sampler or ScenarioSampler(settings.env.max_devices, graphs=tuple(graphs))
     folder = Path(log_dir) if log_dir is not None else None
     with one_thread():
-        model = _model(settings, seed, sampler, weights, folder if tensorboard else None)
+        model = _model(settings, seed, sampler, weights, folder if tensorboard else None, _device(device))
         run = _Run(model, sampler, settings, seed, folder)
         if resume:
             run.restore()
-        run.imitate(lessons, progress)
+        if len(run.losses) < settings.imitation.chunks:
+            with Teachers(lessons, settings.imitation, seed, workers or cores()) as teachers:
+                run.imitate(teachers, progress)
         run.reinforce(progress)
-    network = run.network.eval().requires_grad_(False)
+    network = run.network.cpu().eval().requires_grad_(False)
     return TrainingResult(network, run.model.num_timesteps, tuple(run.rewards), tuple(run.gains), tuple(run.losses))
 
 
@@ -181,15 +195,13 @@ class _Run:
         self.rewards: list[float] = []
         self.gains: list[float] = []
 
-    def imitate(self, lessons: Sampler, progress: bool) -> None:
+    def imitate(self, teachers: Teachers, progress: bool) -> None:
         """Imitation, up to the settings' number of chunks."""
         imitation = self.settings.imitation
-        if len(self.losses) == imitation.chunks:
-            return
         with tqdm(total=imitation.chunks, initial=len(self.losses), disable=not progress, unit="chunk") as bar:
             while len(self.losses) < imitation.chunks:
                 index = len(self.losses)
-                self.losses.append(imitate_chunk(self.network, self.optimizer, lessons, imitation, self.seed, index))
+                self.losses.append(imitate_chunk(self.network, self.optimizer, teachers, imitation, self.seed, index))
                 self._write_event("imitation/choice", self.losses[-1]["choice"], index)
                 self.checkpoint()
                 bar.update()
@@ -259,7 +271,7 @@ class _Run:
                 f"{file}: settings: the checkpoint is of another run; use another log_dir or the same arguments"
             )
         self.network.load_state_dict(network.state_dict())
-        optimizers = torch.load(self.folder / "optimizer.pt", weights_only=True)
+        optimizers = torch.load(self.folder / "optimizer.pt", weights_only=True, map_location="cpu")
         self.optimizer.load_state_dict(optimizers["imitation"])
         self.model.policy.optimizer.load_state_dict(optimizers["ppo"])
         self.model.num_timesteps = int(record["timesteps"])
@@ -276,7 +288,7 @@ class _Run:
 
 def mean_gain(network: PlacementNetwork, sampler: Sampler, config: EnvConfig, count: int) -> float:
     """Mean logarithm of the start's step time over the best in greedy episodes of `count` scenarios, always the same."""
-    gains = []
+    gains, network = [], deepcopy(network).cpu()
     for index in range(count):
         env = PlacementEnv(sampler=sampler, config=config)
         observation, info = env.reset(seed=EVALUATION_SEED + index)
@@ -305,6 +317,17 @@ def _settings(preset: str | TrainingPreset, timesteps: int | None, weights: Plac
     return preset
 
 
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SegueError(f"train: device {name!r}: {str(error).splitlines()[0]}; use cpu, cuda or auto") from None
+    return device
+
+
 def _one(clock: Clock, start: Placement | None) -> Sampler:
     devices = np.zeros(clock.graph.num_ops, np.int64)
     scenario = Scenario(clock, start or Placement(devices, clock.microbatches))
@@ -312,7 +335,12 @@ def _one(clock: Clock, start: Placement | None) -> Sampler:
 
 
 def _model(
-    settings: TrainingPreset, seed: int, sampler: Sampler, weights: PlacementNetwork | None, events: Path | None
+    settings: TrainingPreset,
+    seed: int,
+    sampler: Sampler,
+    weights: PlacementNetwork | None,
+    events: Path | None,
+    device: torch.device,
 ) -> MaskablePPO:
     model = MaskablePPO(
         PlacementPolicy,
@@ -325,7 +353,7 @@ def _model(
         policy_kwargs={"hidden": settings.hidden, "rounds": settings.rounds},
         tensorboard_log=str(events) if events else None,
         seed=seed,
-        device="cpu",
+        device=device,
     )
     if events is None:
         # Its own logger would leave an empty folder for every chunk of training.

@@ -106,6 +106,8 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--out", default="policy.safetensors", help="where the weights go")
     train.add_argument("--log-dir", default="", help="checkpoints; an interrupted training goes on from there")
     train.add_argument("--tensorboard", action="store_true", help="write TensorBoard curves to --log-dir")
+    train.add_argument("--workers", type=int, default=0, help="processes that make lessons; 0: one a core")
+    train.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
     train.add_argument("--graphs", default="", help="folder for captured graphs (by default in --log-dir, or ./graphs)")
     train.add_argument("--profiles", default="", help="folder of published GPU profiles to train on too")
     train.add_argument("--policy", default="", help="weights to go on from (with --clock measured: the shipped ones)")

@@ -33,6 +33,8 @@ def train_policy(options: argparse.Namespace) -> int:
         raise SegueError(f"--timesteps must be >= 1, got {options.timesteps}")
     if Path(options.out).suffix != ".safetensors":
         raise SegueError(f"--out {options.out}: the file's name must end in .safetensors")
+    if options.workers < 0:
+        raise SegueError(f"--workers must be >= 0, got {options.workers}")
     if options.tensorboard and not options.log_dir:
         raise SegueError("--tensorboard needs --log-dir")
     if options.clock == "measured":
@@ -48,6 +50,8 @@ def train_policy(options: argparse.Namespace) -> int:
         log_dir=options.log_dir or None,
         resume=bool(options.log_dir),
         tensorboard=options.tensorboard,
+        workers=options.workers,
+        device=options.device,
     )
     command = f"segue train --preset {options.preset or 'release'} --seed {options.seed}"
     metadata = {

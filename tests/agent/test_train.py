@@ -8,6 +8,7 @@ import torch
 
 import segue.agent.train as module
 from segue.agent.imitation import ImitationSettings, imitate_chunk
+from segue.agent.lessons import Teachers
 from segue.agent.network import PlacementNetwork
 from segue.agent.pretrained import same_weights
 from segue.agent.teacher import TeacherSettings
@@ -98,7 +99,8 @@ def test_imitation_learns_what_moves_are_worth():
     network = PlacementNetwork(24, 2)
     optimizer = torch.optim.AdamW(network.parameters())
     sampler = ScenarioSampler(3, 20)
-    losses = [imitate_chunk(network, optimizer, sampler, settings, 0, index) for index in range(6)]
+    teachers = Teachers(sampler, settings, 0)
+    losses = [imitate_chunk(network, optimizer, teachers, settings, 0, index) for index in range(6)]
     assert losses[-1]["choice"] < 0.8 * losses[0]["choice"]
     assert losses[-1]["change"] < losses[0]["change"]
 
@@ -107,6 +109,21 @@ def test_one_seed_gives_one_policy():
     again, other = (train(SHORT, seed, progress=False).network for seed in (1, 2))
     assert same_weights(trained(1).network, again)
     assert not same_weights(trained(1).network, other)
+
+
+def test_a_number_of_workers_or_a_device_that_there_is_not_is_refused():
+    with pytest.raises(SegueError, match="workers must be >= 0, got -1"):
+        train(SHORT, 1, workers=-1)
+    with pytest.raises(SegueError, match=r"device 'gpu'.* use cpu, cuda or auto"):
+        train(SHORT, 1, device="gpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_network_trained_on_a_gpu_is_returned_on_the_cpu_and_close_to_that_of_a_cpu():
+    found = train(SHORT, 1, progress=False, device="cuda")
+    assert {weight.device.type for weight in found.network.parameters()} == {"cpu"}
+    assert found.losses[0]["choice"] == pytest.approx(trained(1).losses[0]["choice"], rel=0.05)
 
 
 @pytest.mark.parametrize("part", ["imitate_chunk", "_chunk"])
