@@ -127,7 +127,7 @@ class SimulatedClock:
         self.clipping = clipping
         self.edges = adjacency(graph)
         self._ops = op_costs(graph, topology, costs, fractions(self.sizes), clipping, working_bytes)
-        self._cut = self.edges, graph.requires_grad, graph.output_bytes, topology.num_devices
+        self._cut = self.edges, graph.requires_grad.copy(), graph.output_bytes.copy(), topology.num_devices
 
     @staticmethod
     def for_batch(
@@ -138,7 +138,7 @@ class SimulatedClock:
 
     def stages(self, devices: NDArray[np.int64]) -> Stages:
         """The stages of an op-to-device map."""
-        return build_stages(devices, *self._cut)
+        return build_stages(np.ascontiguousarray(devices), *self._cut)
 
     def trace(self, devices: NDArray[np.int64]) -> tuple[Stages, Trace]:
         """Stages and times of one step under an op-to-device map."""
@@ -147,7 +147,7 @@ class SimulatedClock:
 
     def stage_costs(self, stages: Stages, devices: NDArray[np.int64]) -> StageCosts:
         """Costs of the ops, summed over each stage."""
-        return sum_over_stages(stages, devices, self._ops)
+        return sum_over_stages(stages, np.ascontiguousarray(devices), self._ops)
 
     def step_time(self, devices: NDArray[np.int64]) -> float:
         """Seconds of one step under an op-to-device map, whether or not it fits memory; or of another objective."""
@@ -155,11 +155,11 @@ class SimulatedClock:
 
     def evaluate(self, devices: NDArray[np.int64]) -> tuple[float, float]:
         """Seconds of one step, and bytes by which the tightest device overflows (0 if everything fits)."""
-        return price(devices, *self.pricing)
+        return price(np.ascontiguousarray(devices), *self.pricing)
 
     def evaluate_many(self, devices: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """`evaluate` for each row of `int64[k, n]`, `float64[k]` each."""
-        return price_many(devices, *self.pricing)
+        return price_many(np.ascontiguousarray(devices), *self.pricing)
 
     @property
     def pricing(self) -> Pricing:

@@ -10,6 +10,7 @@ from .costs import Costs
 from .device_loads import DeviceLoads
 from .graph import Graph
 from .placement import Placement
+from .plain_arrays import plain
 from .topology import Topology
 
 Floats = NDArray[np.float64]
@@ -33,7 +34,7 @@ class MaxLoadClock(SimulatedClock):
         samples = sum(self.sizes) / self.sizes[0]
         live = min(self.microbatches, topology.num_devices + run_ahead)
         count = topology.num_devices
-        self._loads = DeviceLoads(
+        loads = DeviceLoads(
             samples * (costs.forward_s + costs.backward_s) + costs.update_s,
             costs.device_class.astype(np.int64),
             costs.state_bytes + live * graph.saved_bytes,
@@ -50,6 +51,7 @@ class MaxLoadClock(SimulatedClock):
             np.zeros(count),
             np.zeros(count, np.int64),
         )
+        self._loads = plain(loads)
 
     @property
     def pricing(self) -> Pricing:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .compiled import inlined
+from .compiled import hot, inlined
 from .stages import Floats
 
 # numpy records; pyright knows no fields of theirs.
@@ -13,19 +13,19 @@ Records = Any
 ENTRY = np.dtype([("time", np.float64), ("kind", np.int64)], align=True)
 
 
-@inlined
+@hot
 def _less(heap: Records, a: int, b: int) -> bool:
     return heap[a].time < heap[b].time or (heap[a].time == heap[b].time and heap[a].kind < heap[b].kind)
 
 
-@inlined
+@hot
 def _swap(heap: Records, a: int, b: int) -> None:
     time, kind = heap[a].time, heap[a].kind
     heap[a].time, heap[a].kind = heap[b].time, heap[b].kind
     heap[b].time, heap[b].kind = time, kind
 
 
-@inlined
+@hot
 def push(heap: Records, base: int, size: int, time: float, kind: int) -> None:
     """Add to the heap of `size` entries that begins at `base`; among equal times the smaller kind comes first."""
     child = size
@@ -38,7 +38,7 @@ def push(heap: Records, base: int, size: int, time: float, kind: int) -> None:
         child = parent
 
 
-@inlined
+@hot
 def pop(heap: Records, base: int, size: int) -> int:
     """Take the first entry of the heap of `size` entries that begins at `base`."""
     first = heap[base].kind

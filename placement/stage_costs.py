@@ -7,6 +7,7 @@ from numba import njit
 
 from .costs import Costs, Floats, Ints
 from .graph import Graph
+from .plain_arrays import plain
 from .stages import Stages
 from .topology import Topology
 
@@ -92,10 +93,10 @@ def op_costs(
         working: `working_bytes` of the ops, if not those of the graph.
     """
     start, channels = topology.channels
-    return OpCosts(
-        forward=np.ascontiguousarray(costs.forward_s),
-        backward=np.ascontiguousarray(costs.backward_s),
-        update=np.ascontiguousarray(costs.update_s),
+    known = OpCosts(
+        forward=costs.forward_s,
+        backward=costs.backward_s,
+        update=costs.update_s,
         device_class=costs.device_class.astype(np.int64),
         overhead=costs.overhead_s,
         message=topology.message_s,
@@ -112,6 +113,7 @@ def op_costs(
         fraction=fraction,
         clipping=clipping,
     )
+    return plain(known)
 
 
 def working_bytes(graph: Graph) -> Floats:

@@ -38,7 +38,7 @@ def balanced(weights: Floats, row_of: Devices) -> Devices:
     Returns:
         The position in that order of every op, `int64[n]`; seconds and memory to find it grow with `d * n`.
     """
-    return _balanced(weights, row_of)
+    return _balanced(np.array(weights, float, order="C"), row_of)
 
 
 def prefix_sums(values: Floats) -> Floats:

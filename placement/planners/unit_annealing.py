@@ -9,6 +9,7 @@ from numba import njit
 from ..clock import SimulatedClock, price
 from ..coarsen import Groups
 from ..move_cost import MoveCost, free_of_charge, move_seconds
+from ..plain_arrays import plain
 from ..stages import Adjacency, Bools, Floats, Ints
 
 # Charged, as a logarithm of the step time, for a placement that overflows memory, and as much again by the share of the
@@ -77,12 +78,13 @@ def anneal_units(
     unit_start = np.concatenate([[0], np.cumsum([len(unit) for unit in chosen])]).astype(np.int64)
     order = np.argsort(groups.group_of, kind="stable").astype(np.int64)
     op_start = np.searchsorted(groups.group_of[order], np.arange(groups.num_groups + 1)).astype(np.int64)
-    moves = _Moves(unit_start, np.concatenate(chosen).astype(np.int64), op_start, order, runs, spans)
+    moves = _Moves(unit_start, np.concatenate(chosen).astype(np.int64), op_start, order, float(runs), float(spans))
+    kept = np.array([*snapshots, np.iinfo(np.int64).max], np.int64)
+    avoided = np.array([_hash(np.asarray(devices, np.int64)) for devices in avoid], np.int64)
     return Annealed(
         *_anneal(
-            np.array(start, np.int64), moves, *clock.pricing, float(clock.topology.memory_bytes.min()), evaluations, hot,
-            cold, seed, np.array([*snapshots, np.iinfo(np.int64).max], np.int64), move_cost or free_of_charge(start),
-            np.array([_hash(np.asarray(devices, np.int64)) for devices in avoid], np.int64),
+            np.array(start, np.int64), moves, *clock.pricing, float(clock.topology.memory_bytes.min()), evaluations,
+            float(hot), float(cold), seed, kept, plain(move_cost or free_of_charge(start)), avoided,
         )
     )  # fmt: skip
 

@@ -1,0 +1,16 @@
+"""`plain`: arrays as compiled functions take them, so that each is compiled once."""
+
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T", bound=tuple[Any, ...])
+
+
+def plain(fields: T) -> T:
+    """A named tuple whose arrays are contiguous, writable copies.
+
+    Numba compiles a function anew for every memory layout, and for arrays that cannot be written to: seconds for each.
+    """
+    kind: Any = type(fields)
+    return kind(*(np.array(field, order="C") if isinstance(field, np.ndarray) else field for field in fields))
