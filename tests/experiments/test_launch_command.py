@@ -12,7 +12,7 @@ import pytest
 from segue.experiments.cli import main
 from tests.processes import children, workers_of
 
-pytestmark = [pytest.mark.quiet, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 LIMIT_S = 100.0
 
 MEET = """

@@ -20,7 +20,7 @@ from segue.placement.presets import preset
 from segue.placement.topology import Device, Topology, uniform_links
 from tests.processes import children, workers_of
 
-pytestmark = [pytest.mark.quiet, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 LIMIT_S = 100.0
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from segue.placement.executor import launch
 from segue.placement.topology import Device, Topology, uniform_links
-from tests.placement.executor import jobs
+from tests.placement.executor import jobs, move_jobs
 from tests.placement.executor.test_executor import LIMIT_S, emulated_devices
 
 pytestmark = [pytest.mark.quiet, pytest.mark.timeout(200)]
@@ -34,3 +34,12 @@ def test_an_emulated_step_that_clips_waits_as_the_simulator_predicts() -> None:
         wait = found["predicted"] - found["without"]
         assert wait == pytest.approx(1.0, rel=0.05)
         assert 0.99 * found["predicted"] < found["measured"] < found["predicted"] + wait / 2
+
+
+def test_links_of_different_pairs_carry_their_bytes_at_the_same_time() -> None:
+    devices = tuple(Device(f"dev{i}", "emulated", 1e9, 0.02) for i in range(4))
+    slow = Topology("slow", devices, uniform_links([device.name for device in devices], 3.0, 1e9))
+    for report in launch(move_jobs.swap_pairs, slow, slow, timeout_s=LIMIT_S):
+        assert report.bytes > 0
+        assert report.link_s == pytest.approx(3.0, rel=0.01)
+        assert report.link_s <= report.pause_s < 2 * report.link_s
