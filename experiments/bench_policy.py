@@ -5,7 +5,7 @@
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .graph_pool import GraphPool, load_pool
 from .policy_cases import Case, hardware_cases, held_out_cases
 from .policy_methods import (
     ANNEALING,
+    GIVEN,
     GROUPS,
     PLANNED,
     BoundsAlone,
@@ -55,13 +56,11 @@ def measure(cases: Sequence[Case], methods: Mapping[str, Method], evaluations: i
     return columns
 
 
-def strongest(columns: Mapping[str, Floats]) -> str:
+def strongest(columns: Mapping[str, Floats], among: Iterable[str] = ANNEALING) -> str:
     """The annealing with the least geometric mean; cases that it cannot solve count twice their slowest answer."""
     everything = np.array([columns[name] for name in ANNEALING])
     worst = np.where(np.isfinite(everything), everything, 0).max(axis=0)
-    return min(
-        ANNEALING, key=lambda name: float(np.log(np.minimum(columns[name], 2 * np.maximum(worst, 1e-30))).mean())
-    )
+    return min(among, key=lambda name: float(np.log(np.minimum(columns[name], 2 * np.maximum(worst, 1e-30))).mean()))
 
 
 def ratios(step: Floats, other: Floats) -> tuple[float, int, int, int]:
@@ -218,6 +217,24 @@ def spread(runs: Sequence[Mapping[int, Mapping[str, Floats]]], policies: Sequenc
     return "\n".join(lines)
 
 
+def against(runs: Sequence[Mapping[int, Mapping[str, Floats]]], policy: str, budgets: Sequence[int]) -> str:
+    """A row for each number of evaluations and set of annealings (`GIVEN`): a policy's mean ratio to the strongest of them.
+
+    Args:
+        runs: as for `spread`.
+        policy: name of the method.
+        budgets: numbers of evaluations.
+    """
+    heads = ["evaluations", "simulated annealing", f"{policy} / strongest of them", "better, worse"]
+    lines = [_row(heads), _row(["---"] * len(heads))]
+    for budget in budgets:
+        for name, among in GIVEN.items():
+            found = [ratios(run[budget][policy], run[budget][strongest(run[budget], among)]) for run in runs]
+            mean, better, worse, _ = np.array(found).T
+            lines.append(_row([budget, name, f"{mean.mean():.3f}", f"{better.sum():.0f}, {worse.sum():.0f}"]))
+    return "\n".join(lines)
+
+
 def _row(cells: Sequence[object]) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
@@ -228,7 +245,8 @@ def _spread(pool: GraphPool, options: argparse.Namespace) -> str:
     for run in range(options.runs):
         cases = held_out_cases(pool.held_out, options.cases, options.seed + run, options.objective)
         runs.append(equal_evaluations(cases, policies, options.evaluations, options.seed + run))
-    return spread(runs, list(policies), options.evaluations)
+    names = list(policies)
+    return "\n\n".join([spread(runs, names, options.evaluations), against(runs, names[0], options.evaluations)])
 
 
 def _policies(paths: Sequence[str]) -> dict[str, Method]:

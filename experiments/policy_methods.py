@@ -127,6 +127,12 @@ ANNEALING: dict[str, Method] = {
     **{f"annealing with all uniform moves, {hot:g}": by_all_moves(hot) for hot in HOT},
 }
 """The number is the hottest temperature."""
+GIVEN = {
+    "of single groups": [name for name in ANNEALING if "single groups" in name],
+    "and of units": [name for name in ANNEALING if "all uniform moves" not in name],
+    "and with all uniform moves": list(ANNEALING),
+}
+"""Annealings by how much of segue they are given, each row with those before it."""
 
 
 def by_plans(hot: float | None) -> Method:

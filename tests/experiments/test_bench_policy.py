@@ -6,6 +6,7 @@ from segue.agent.network import PlacementNetwork
 from segue.agent.pretrained import save_policy
 from segue.env.random_graphs import random_graph
 from segue.experiments.bench_policy import (
+    against,
     equal_evaluations,
     equal_table,
     hardware,
@@ -16,7 +17,7 @@ from segue.experiments.bench_policy import (
     zero_shot_table,
 )
 from segue.experiments.policy_cases import hardware_cases, held_out_cases
-from segue.experiments.policy_methods import ANNEALING, PLANNED, by_place, by_policy
+from segue.experiments.policy_methods import ANNEALING, GIVEN, PLANNED, by_place, by_policy
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,11 @@ def test_the_spread_over_seeds_and_runs_is_told(cases, policy):
     assert one == other
     assert both[2] == one[2]
     assert both[3] == "0.000"
+    rows = [line.split(" | ") for line in against(runs, "one", (10,)).splitlines()[2:]]
+    assert [row[1] for row in rows] == list(GIVEN)
+    assert rows[-1][2] == one[2]
+    # The more there are, the stronger is the strongest; all of these cases are solved.
+    assert [float(row[2]) for row in rows] == sorted(float(row[2]) for row in rows)
 
 
 def test_annealing_from_the_cheap_plans_and_segue_place_are_no_worse_than_the_plans(cases, policy):
