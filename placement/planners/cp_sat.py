@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -177,7 +179,7 @@ def solve_max_load(
         solver.parameters.max_time_in_seconds = SLOWEST * budget_s
     else:
         solver.parameters.max_time_in_seconds = max(0.0, wall_s - (time.perf_counter() - begin))
-    status = solver.solve(model.model, Report())
+    status = _interruptible(solver, model.model, Report())
     if status == cp.INFEASIBLE:
         return Exact(None, float("inf"), float("inf"), True)
     bound = solver.best_objective_bound * model.unit_s
@@ -187,3 +189,18 @@ def solve_max_load(
     value = float(problem.loads(devices).max())
     proven = status == cp.OPTIMAL and bound >= value * (1 - gap - ROUNDING)
     return Exact(devices, value, min(bound, value), proven)
+
+
+def _interruptible(solver: Any, model: Any, report: Any) -> Any:
+    """The status of a search that Ctrl-C ends, as `KeyboardInterrupt`.
+
+    Left to itself the solver takes the signal over, and afterwards leaves it to the system, which ends the process.
+    """
+    solver.parameters.catch_sigint_signal = False
+    with ThreadPoolExecutor(1) as thread:
+        searching = thread.submit(solver.solve, model, report)
+        try:
+            return searching.result()
+        except KeyboardInterrupt:
+            solver.stop_search()
+            raise

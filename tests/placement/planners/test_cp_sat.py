@@ -1,5 +1,7 @@
 import itertools
 import json
+import os
+import signal
 import sys
 
 import numpy as np
@@ -185,6 +187,29 @@ def test_solutions_are_reported_as_they_are_found_each_better_than_the_last():
     loads = [problem.loads(devices).max() for devices in seen]
     assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(loads))
     np.testing.assert_array_equal(seen[-1], found.devices)
+
+
+@pytest.fixture
+def handler():
+    """Python's own for Ctrl-C, even where tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_search_and_means_the_same_after_it(handler):
+    problem = load_problem(draw_clock(2, MaxLoadClock, 40, 4))
+    seen = []
+
+    def interrupt(devices):
+        seen.append(devices)
+        if len(seen) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        solve_max_load(problem, budget_s=1e6, hint=np.zeros(40, np.int64), on_solution=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_graphs_that_are_too_large_are_refused():
