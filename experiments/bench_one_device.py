@@ -1,6 +1,5 @@
 """The executor on one device against plain PyTorch with the same microbatches, on the same core."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from ..placement.cores import usable_cores
 from ..placement.errors import SegueError
 from ..placement.executor import Executor, launch
 from ..placement.topology import Device, Topology
@@ -34,7 +34,7 @@ def one_device_row(job: MeasureJob) -> tuple[Any, ...]:
     Raises:
         SegueError: if the two did not train the same.
     """
-    core = min(os.sched_getaffinity(0))
+    core = usable_cores()[0]
     topology = Topology("one-core", (Device(f"core{core}", "cpu", 64e9, cores=(core,)),))
     times, losses = launch(_work, topology, job, topology)[0]
     plain, ours = (np.array(losses[name]) for name in ("plain", "executor"))

@@ -7,7 +7,6 @@ Both run in the same processes in turns, on the same cores. Chains of three kind
 - `tiny`: next to nothing is computed: what remains is the overhead for each stage and microbatch.
 """
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
+from ..placement.cores import usable_cores
 from ..placement.errors import SegueError
 from ..placement.executor import Executor, launch
 from ..placement.graph import Graph
@@ -134,7 +134,7 @@ def run_chain(chain: Chain) -> dict[str, Floats]:
     Raises:
         SegueError: if the two do not train the same.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    cores = usable_cores()
     devices = tuple(Device(f"core{i}", "cpu", 64e9, cores=(cores[i % len(cores)],)) for i in range(chain.ranks))
     topology = Topology("cores", devices, uniform_links([d.name for d in devices], 1e-4, 1e9))
     return launch(_work, topology, chain, topology)[0]

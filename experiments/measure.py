@@ -13,6 +13,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from ..placement.clock import SimulatedClock
+from ..placement.cores import usable_cores
 from ..placement.costs import Profile
 from ..placement.errors import SegueError
 from ..placement.executor import Executor, WorkerFailed, launch, probe
@@ -136,7 +137,7 @@ def check_present(topology: Topology) -> None:
     Raises:
         SegueError: naming the first device that is not in this machine.
     """
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set(usable_cores())
     gpus = torch.cuda.device_count()
     for device in topology.devices:
         here = f"topology {topology.name}: device {device.name}"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .buses import Slot, bus_link, nvlink, one_nvlink_bytes_per_s
+from .cores import usable_cores
 from .errors import SegueError
 from .gpus import product_name
 from .nvidia_smi import topo_links
@@ -77,8 +78,7 @@ def _gpus() -> list[Device]:
 
 def _cpu_beside() -> Device:
     """All cores as one device, its speed relative to the first GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    (cpu,) = _cpu_devices(cores)
+    (cpu,) = _cpu_devices(len(usable_cores()))
     return replace(cpu, speed=_matmul_seconds(torch.device("cuda", 0)) / _matmul_seconds(torch.device("cpu")))
 
 
@@ -127,7 +127,7 @@ def _topo_text() -> str:
 
 
 def _cpu_devices(cores_per_device: int) -> list[Device]:
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = usable_cores()
     sets = [cores[i : i + cores_per_device] for i in range(0, len(cores), cores_per_device)]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(sets)
     return [

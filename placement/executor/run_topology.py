@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ..cores import usable_cores
 from ..discover import ASSUMED_BANDWIDTH_BYTES_PER_S, ASSUMED_LATENCY_S, discover
 from ..errors import SegueError
 from ..presets import preset
@@ -63,8 +64,7 @@ def _seats(found: Topology | str | None) -> list[_Seat]:
 
 def _found_here(workers: int) -> Topology | str:
     """This host's devices, one for each of its workers, or why there are none: every worker must hear of it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    topology = discover() if torch.cuda.is_available() else discover(max(1, cores // workers))
+    topology = discover() if torch.cuda.is_available() else discover(max(1, len(usable_cores()) // workers))
     names = [device.name for device in topology.devices]
     if len(names) < workers:
         return f"{workers} workers, but {len(names)} devices ({', '.join(names)}); start at most one for each"
