@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .lessons import Teachers
 from .network import PlacementNetwork
 from .teacher import Ints, Rng, Sample, TeacherSettings
 
@@ -41,19 +40,20 @@ class ImitationSettings:
 def imitate_chunk(
     network: PlacementNetwork,
     optimizer: torch.optim.Optimizer,
-    teachers: Teachers,
+    samples: Sequence[Sample],
     settings: ImitationSettings,
     seed: int,
     index: int,
 ) -> dict[str, float]:
-    """Learn from one chunk of scenarios; the same arguments change the weights in the same way (on a GPU nearly so).
+    """Learn from what one chunk of scenarios teaches; the same arguments change the weights in the same way.
+
+    On a GPU their last digits may differ.
 
     Returns:
         Mean losses over the first pass, before each batch was learned from: `choice` (cross-entropy to the teacher's
         choice, less its entropy), `change` and `value` (mean absolute errors).
     """
     rng = np.random.default_rng((seed, index))
-    samples = list(teachers.samples(network, index))
     rate = settings.learning_rate * float(0.02 + 0.49 * (1 + np.cos(np.pi * index / settings.chunks)))
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -82,13 +82,16 @@ def _batches(sizes: Sequence[int], batch_size: int, rng: Rng) -> list[Ints]:
 def imitation_loss(network: PlacementNetwork, samples: Sequence[Sample]) -> tuple[Tensor, dict[str, float]]:
     """Loss of a batch, and its parts as numbers."""
     where = next(network.parameters()).device
-    obs = {key: _padded([sample.observation[key] for sample in samples]).to(where) for key in samples[0].observation}
-    moves = _padded([sample.moves for sample in samples]).to(where)
-    units = _padded([sample.units for sample in samples]).to(where).float()
-    devices = _padded([sample.devices for sample in samples]).to(where)
-    change = _padded([sample.change for sample in samples]).to(where)
-    target = _padded([sample.target for sample in samples]).to(where)
-    real = _padded([np.ones(len(sample.devices), np.float32) for sample in samples]).to(where)
+
+    def padded(arrays: Sequence[np.ndarray]) -> Tensor:
+        return _padded(arrays).to(where)
+
+    obs = {key: padded([sample.observation[key] for sample in samples]) for key in samples[0].observation}
+    moves = padded([sample.moves for sample in samples])
+    units = padded([sample.units for sample in samples]).float()
+    devices = padded([sample.devices for sample in samples])
+    change, target = padded([sample.change for sample in samples]), padded([sample.target for sample in samples])
+    real = padded([np.ones(len(sample.devices), np.float32) for sample in samples])
     value = torch.tensor([sample.value for sample in samples], device=where)
     scores = network.score_some(network.encode(obs), units, devices, moves)
     logits = torch.cat([scores.stop.unsqueeze(1), scores.logits.masked_fill(real == 0, -1e9)], dim=1)

@@ -1,30 +1,25 @@
 """`Teachers`: what the scenarios of a chunk teach, worked out by several processes."""
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
 
 from ..env.observation import step_features
-from ..env.scenarios import Scenario
 from ..env.state import allowed_moves, make_state
+from ..env.vector import Sampler
+from ..placement.executor.forked import start_server
 from ..placement.placement import Placement
+from .imitation import ImitationSettings
 from .network import PlacementNetwork
 from .scoring import score_state
 from .teacher import Ints, Lesson, Rng, Sample, prepare, teach
-
-if TYPE_CHECKING:
-    from .imitation import ImitationSettings
-
-Sampler = Callable[[Rng], Scenario]
 
 
 class Teachers:
@@ -37,10 +32,12 @@ class Teachers:
         workers: processes; with 1 it is this one that works.
     """
 
-    def __init__(self, sampler: Sampler, settings: "ImitationSettings", seed: int, workers: int = 1):
+    def __init__(self, sampler: Sampler, settings: ImitationSettings, seed: int, workers: int = 1):
         self.settings, self.work = settings, partial(_samples, sampler, settings, seed)
         self.pool = None
         if workers > 1:
+            # There is one server for all; whoever needs it first has to start it as the executor's workers want it.
+            start_server([__name__])
             context = multiprocessing.get_context("forkserver")
             self.pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(self.work,))
 
@@ -85,7 +82,7 @@ def _in_worker(given: tuple[_Student | None, int, int]) -> list[Sample]:
 
 def _samples(
     sampler: Sampler,
-    settings: "ImitationSettings",
+    settings: ImitationSettings,
     seed: int,
     student: _Student | None,
     index: int,
@@ -121,8 +118,3 @@ def walk(network: PlacementNetwork, lesson: Lesson, steps: int, rng: Rng) -> lis
         devices = state.moved(unit, device)
         places.append(devices)
     return places
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,11 +20,12 @@ from tqdm import tqdm
 from ..env import EnvConfig, PlacementEnv, Scenario, ScenarioSampler, make_vec_env
 from ..env.vector import Sampler
 from ..placement.clock import Clock
+from ..placement.cores import usable_cores
 from ..placement.errors import SegueError
 from ..placement.graph import Graph
 from ..placement.placement import Placement
 from .imitation import ImitationSettings, imitate_chunk
-from .lessons import Teachers, cores
+from .lessons import Teachers
 from .network import PlacementNetwork
 from .policy import PlacementPolicy
 from .pretrained import load_policy, save_policy
@@ -152,9 +153,7 @@ def train(
         SegueError: for an unknown preset, options that need `log_dir`, a checkpoint of another run, fewer than 0 workers, or
             a device that torch does not find.
     """
-    if workers < 0:
-        raise SegueError(f"train: workers must be >= 0, got {workers}")
-    settings = _settings(preset, timesteps, weights)
+    settings, workers = _settings(preset, timesteps, weights), _workers(workers)
     if log_dir is None and (resume or tensorboard):
         raise SegueError("train: resume and tensorboard need log_dir")
     if clock is not None:
@@ -164,13 +163,11 @@ def train(
     sampler = sampler or ScenarioSampler(settings.env.max_devices, graphs=tuple(graphs))
     folder = Path(log_dir) if log_dir is not None else None
     with one_thread():
-        model = _model(settings, seed, sampler, weights, folder if tensorboard else None, _device(device))
+        model = _model(settings, seed, sampler, weights, folder if tensorboard else None, find_device(device))
         run = _Run(model, sampler, settings, seed, folder)
         if resume:
             run.restore()
-        if len(run.losses) < settings.imitation.chunks:
-            with Teachers(lessons, settings.imitation, seed, workers or cores()) as teachers:
-                run.imitate(teachers, progress)
+        run.imitate(lessons, workers, progress)
         run.reinforce(progress)
     network = run.network.cpu().eval().requires_grad_(False)
     return TrainingResult(network, run.model.num_timesteps, tuple(run.rewards), tuple(run.gains), tuple(run.losses))
@@ -195,13 +192,19 @@ class _Run:
         self.rewards: list[float] = []
         self.gains: list[float] = []
 
-    def imitate(self, teachers: Teachers, progress: bool) -> None:
+    def imitate(self, lessons: Sampler, workers: int, progress: bool) -> None:
         """Imitation, up to the settings' number of chunks."""
         imitation = self.settings.imitation
-        with tqdm(total=imitation.chunks, initial=len(self.losses), disable=not progress, unit="chunk") as bar:
+        if len(self.losses) == imitation.chunks:
+            return
+        with (
+            Teachers(lessons, imitation, self.seed, workers) as teachers,
+            tqdm(total=imitation.chunks, initial=len(self.losses), disable=not progress, unit="chunk") as bar,
+        ):
             while len(self.losses) < imitation.chunks:
                 index = len(self.losses)
-                self.losses.append(imitate_chunk(self.network, self.optimizer, teachers, imitation, self.seed, index))
+                samples = list(teachers.samples(self.network, index))
+                self.losses.append(imitate_chunk(self.network, self.optimizer, samples, imitation, self.seed, index))
                 self._write_event("imitation/choice", self.losses[-1]["choice"], index)
                 self.checkpoint()
                 bar.update()
@@ -317,7 +320,18 @@ def _settings(preset: str | TrainingPreset, timesteps: int | None, weights: Plac
     return preset
 
 
-def _device(name: str) -> torch.device:
+def _workers(count: int) -> int:
+    if count < 0:
+        raise SegueError(f"train: workers must be >= 0, got {count}")
+    return count or len(usable_cores())
+
+
+def find_device(name: str) -> torch.device:
+    """The device of `train`'s name for it.
+
+    Raises:
+        SegueError: if torch does not find it.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ..agent.pretrained import load_policy, save_policy
-from ..agent.train import train
+from ..agent.train import find_device, train
 from ..placement.errors import SegueError
 from ..placement.executor import Executor, MeasuredClock, launch, probe
 from ..placement.placement import Placement
@@ -39,6 +39,8 @@ def train_policy(options: argparse.Namespace) -> int:
         raise SegueError("--tensorboard needs --log-dir")
     if options.clock == "measured":
         return _on_a_live_run(options)
+    # Before graphs are captured for minutes.
+    find_device(options.device)
     folder = options.graphs or (Path(options.log_dir) / "graphs" if options.log_dir else Path("graphs"))
     pool = load_pool(folder, options.profiles)
     result = train(

@@ -100,7 +100,10 @@ def test_imitation_learns_what_moves_are_worth():
     optimizer = torch.optim.AdamW(network.parameters())
     sampler = ScenarioSampler(3, 20)
     teachers = Teachers(sampler, settings, 0)
-    losses = [imitate_chunk(network, optimizer, teachers, settings, 0, index) for index in range(6)]
+    losses = []
+    for index in range(6):
+        samples = list(teachers.samples(network, index))
+        losses.append(imitate_chunk(network, optimizer, samples, settings, 0, index))
     assert losses[-1]["choice"] < 0.8 * losses[0]["choice"]
     assert losses[-1]["change"] < losses[0]["change"]
 
