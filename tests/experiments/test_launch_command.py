@@ -107,17 +107,15 @@ INTERRUPTED = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_an_interrupted_launch_leaves_no_process(write, tmp_path: Path) -> None:
     script = write("dist.barrier()\nopen(sys.argv[1] + str(rank), 'w').close()\ntime.sleep(600)\n")
     command = [sys.executable, "-m", "segue.experiments", "launch", "--topology", "emulated-2", script]
-    # Where tests run in the background Ctrl-C is ignored, and would be by these processes too.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     # All at the same time, since most of it is starting Python.
     processes = {
         number: subprocess.Popen([*command, str(tmp_path / f"{number.name}-")], stderr=subprocess.PIPE, text=True)
         for number in INTERRUPTED
     }
-    signal.signal(signal.SIGINT, before)
     try:
         for number, (code, message) in INTERRUPTED.items():
             process, deadline = processes[number], time.monotonic() + 2 * LIMIT_S

@@ -91,6 +91,7 @@ def test_the_workers_of_a_killed_process_end(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_ctrl_c_while_the_workers_start_leaves_none(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,25 +100,22 @@ def test_ctrl_c_while_the_workers_start_leaves_none(
     module = importlib.import_module("segue.placement.executor.launch")
     start = module.start_processes
 
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+
     def interrupted(*args: Any, **options: Any) -> Any:
         if moment == "before":
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)
+            interrupt()
         context = start(*args, **options)
         if moment == "after":
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)
+            interrupt()
         return context
 
     monkeypatch.setattr(module, "start_processes", interrupted)
-    # Tests in the background begin with another one.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            launch(wait_for_ever, preset("emulated-2"), tmp_path, timeout_s=LIMIT_S)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        launch(wait_for_ever, preset("emulated-2"), tmp_path, timeout_s=LIMIT_S)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not multiprocessing.active_children()
 
 

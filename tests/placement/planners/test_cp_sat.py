@@ -189,15 +189,8 @@ def test_solutions_are_reported_as_they_are_found_each_better_than_the_last():
     np.testing.assert_array_equal(seen[-1], found.devices)
 
 
-@pytest.fixture
-def handler():
-    """Python's own for Ctrl-C, even where tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_ctrl_c_ends_a_search_and_means_the_same_after_it(handler):
+@pytest.mark.usefixtures("ctrl_c_interrupts")
+def test_ctrl_c_ends_a_search_and_means_the_same_after_it():
     problem = load_problem(draw_clock(2, MaxLoadClock, 40, 4))
     seen = []
 
