@@ -14,7 +14,7 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,7 @@ def changes(truth: SimulatedClock, beliefs: Beliefs, running: Placement, rng: np
 def _without(costs: Costs, device: int) -> Costs:
     columns = {name: np.delete(costs.on_devices(getattr(costs, name)), device, axis=1) for name in _COLUMNS}
     overhead = np.delete(costs.overhead_s, device)
-    return Costs(**columns, device_class=np.arange(len(overhead)), state_bytes=costs.state_bytes, overhead_s=overhead)
+    return replace(costs, **columns, device_class=np.arange(len(overhead)), overhead_s=overhead)
 
 
 _COLUMNS = ("forward_s", "backward_s", "update_s")

@@ -103,7 +103,6 @@ class SimulatedClock:
         run_ahead: microbatches a stage may start beyond 1F1B's bound.
         clipping: whether gradients are clipped by their common norm: every device then waits with its update until it has
             heard of the last backward pass of all.
-        working_bytes: bytes that each op's backward takes for itself, `float64[n]`; by default the graph says.
     """
 
     steady = False
@@ -116,7 +115,6 @@ class SimulatedClock:
         sizes: Sequence[int] = (1,),
         run_ahead: int = 1,
         clipping: bool = False,
-        working_bytes: Floats | None = None,
     ):
         self.graph = graph
         self.topology = topology
@@ -126,7 +124,7 @@ class SimulatedClock:
         self.run_ahead = run_ahead
         self.clipping = clipping
         self.edges = adjacency(graph)
-        self._ops = op_costs(graph, topology, costs, fractions(self.sizes), clipping, working_bytes)
+        self._ops = op_costs(graph, topology, costs, fractions(self.sizes), clipping)
         self._cut = self.edges, graph.requires_grad.copy(), graph.output_bytes.copy(), topology.num_devices
 
     @staticmethod

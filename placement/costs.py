@@ -1,7 +1,7 @@
 """`Costs`: what each op costs on each device, in seconds and bytes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -17,6 +17,7 @@ from .topology import Topology
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PROFILE_FORMAT = "segue.profile/1"
+_SECONDS = ("forward_s", "backward_s", "update_s")
 
 # What a reference core of the roofline does; only ratios between ops matter until something has been measured.
 ROOFLINE_FLOPS_PER_S = 2e10
@@ -33,7 +34,7 @@ MOST_BENT = 4.0
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Seconds of every op on one reference device, for one microbatch of the graph's `batch_size`.
+    """Seconds and memory of every op on one reference device, for one microbatch of the graph's `batch_size`.
 
     Attributes:
         forward_s: forward pass, `float64[n]`.
@@ -41,6 +42,8 @@ class Profile:
         update_s: optimizer update of the op's parameters.
         source: where the figures come from: `measured` or `roofline`.
         model: the product they are of, one of `GPUS`; empty for anything else, such as a CPU core.
+        working_bytes: the most that a pass of the op holds for itself, beside its value, what it saves and its state: the
+            gradients that come in and go out, and what its kernels work in, `float64[n]`; none if not measured.
     """
 
     forward_s: Floats
@@ -48,14 +51,16 @@ class Profile:
     update_s: Floats
     source: str
     model: str = ""
+    working_bytes: Floats | None = None
 
     def save(self, path: str | PathLike, graph: Graph) -> None:
         """Write `segue.profile/1` JSON."""
         record: dict[str, Any] = {"format": PROFILE_FORMAT, "graph": graph.hash, "source": self.source}
         if self.model:
             record["model"] = self.model
-        for field in ("forward_s", "backward_s", "update_s"):
-            record[field] = dict(zip(graph.names, getattr(self, field).tolist(), strict=True))
+        for field in (*_SECONDS, "working_bytes"):
+            if getattr(self, field) is not None:
+                record[field] = dict(zip(graph.names, getattr(self, field).tolist(), strict=True))
         write_json(path, record)
 
     @staticmethod
@@ -67,34 +72,24 @@ class Profile:
         """
         where = str(path)
         record = read_json(path, PROFILE_FORMAT)
-        required = [f.name for f in fields(Profile) if f.name != "model"]
-        check_fields(record, ["format", "graph", *required], ["model"], where)
+        check_fields(record, ["format", "graph", *_SECONDS, "source"], ["model", "working_bytes"], where)
         if record["graph"] != graph.hash:
             raise SegueError(f"{where}: graph: taken of graph {record['graph']}, but {graph.name} is {graph.hash}")
-        columns = {}
-        for field in ("forward_s", "backward_s", "update_s"):
-            entries = record[field]
-            if not isinstance(entries, dict) or set(entries) != set(graph.names):
-                raise SegueError(f"{where}: {field}: expected seconds for each op of {graph.name}")
-            columns[field] = np.array([number(entries[op], f"{field}[{op}]", where, least=0) for op in graph.names])
+        columns = {field: _column(record, field, "seconds", graph, where) for field in _SECONDS}
+        if "working_bytes" in record:
+            columns["working_bytes"] = _column(record, "working_bytes", "bytes", graph, where)
         model = text(record.get("model", ""), "model", where)
         if model and model not in GPUS:
             raise SegueError(f"{where}: model must be one of {', '.join(GPUS)}, got {model!r}")
         return Profile(**columns, source=text(record["source"], "source", where), model=model)
 
 
-def mean_profile(profiles: Sequence[Profile], speed: Floats) -> Profile:
-    """The mean of what several devices measured, on a device of speed 1.
-
-    Args:
-        profiles: of one graph, one for each device.
-        speed: of each device, `float64[d]`.
-    """
-
-    def mean(field: str) -> Floats:
-        return np.mean([s * getattr(p, field) for p, s in zip(profiles, speed, strict=True)], axis=0)
-
-    return Profile(mean("forward_s"), mean("backward_s"), mean("update_s"), profiles[0].source, profiles[0].model)
+def _column(record: dict[str, Any], field: str, unit: str, graph: Graph, where: str) -> Floats:
+    """One number for each op."""
+    entries = record[field]
+    if not isinstance(entries, dict) or set(entries) != set(graph.names):
+        raise SegueError(f"{where}: {field}: expected {unit} for each op of {graph.name}")
+    return np.array([number(entries[op], f"{field}[{op}]", where, least=0) for op in graph.names])
 
 
 def roofline(graph: Graph, gpu: Gpu | None = None) -> Profile:
@@ -131,6 +126,7 @@ class Costs:
         update_s: seconds of the optimizer for each op's parameters, once a step.
         device_class: class of each device, `int64[d]`.
         state_bytes: parameters, gradients, optimizer state and buffers of each op, `float64[n]`.
+        working_bytes: the most that a pass of each op holds for itself, see `Profile`, `float64[n]`.
         overhead_s: seconds on top for each instruction on each device, `float64[d]`.
     """
 
@@ -139,6 +135,7 @@ class Costs:
     update_s: Floats
     device_class: Ints
     state_bytes: Floats
+    working_bytes: Floats
     overhead_s: Floats
 
     def on_devices(self, seconds: Floats) -> Floats:
@@ -185,8 +182,20 @@ def make_costs(
         update_s=columns("update_s"),
         device_class=np.array([classes[pair] for pair in pairs], np.int64),
         state_bytes=(2.0 + optimizer_state_per_parameter) * graph.parameter_bytes + graph.buffer_bytes,
+        working_bytes=_working_bytes(graph, products.values()),
         overhead_s=topology.overhead_s,
     )
+
+
+def _working_bytes(graph: Graph, profiles: Iterable[Profile]) -> Floats:
+    """What every op works in, on whichever device takes most.
+
+    Where nothing has been measured: its gradients, its parameters' gradients and as much again for its kernels, which want
+    convolutions' weights in another order.
+    """
+    inputs = np.bincount(graph.edges[:, 1], graph.output_bytes[graph.edges[:, 0]], graph.num_ops)
+    usual = np.where(graph.requires_grad, 2 * graph.parameter_bytes + graph.output_bytes + inputs, 0.0)
+    return np.max([usual if p.working_bytes is None else p.working_bytes for p in profiles], axis=0)
 
 
 def on_product(graph: Graph, profile: Profile, model: str) -> Profile:

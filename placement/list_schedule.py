@@ -28,7 +28,9 @@ class Trace(NamedTuple):
         message_end: when it has arrived.
         busy: seconds each device computes, `float64[d]`.
         transfer: seconds each device's outgoing links are taken.
-        peak_live_bytes: most activation bytes held at once on each device.
+        peak_live_bytes: most bytes held at once on each device: of passes under way what they save and have received, and
+            gradients that wait there for the backward of another stage; and on top the most that messages take which have
+            been sent to it and not yet been read.
         update_start: seconds at which each device's optimizer update begins, `float64[d]`.
         order: position of every instruction in the order in which they start, `int64[s, m, 2]`; -1 where there is none.
         step_time: seconds until the last update has ended.
@@ -94,6 +96,7 @@ _KIND = np.dtype(
         ("limit", np.int64),  # how many of them may be ahead of the backward
         ("holds", np.float64),  # bytes taken when it starts
         ("frees", np.float64),  # and given back when it ends
+        ("reads", np.float64),  # bytes of messages that it has been sent
         ("first", np.int64),  # its readers among the edges
         ("last", np.int64),
         ("next", np.int64),  # microbatch
@@ -101,7 +104,15 @@ _KIND = np.dtype(
     ],
     align=True,
 )
-_EDGE = np.dtype([("kind", np.int64), ("device", np.int64), ("bytes", np.float64)], align=True)
+_EDGE = np.dtype(
+    [
+        ("kind", np.int64),
+        ("device", np.int64),
+        ("bytes", np.float64),  # of the message
+        ("part", np.float64),  # of it that waits for this reader
+    ],
+    align=True,
+)
 _INSTRUCTION = np.dtype([("missing", np.int64), ("arrived", np.float64)], align=True)
 _DEVICE = np.dtype(
     [
@@ -111,6 +122,8 @@ _DEVICE = np.dtype(
         ("running", np.int64),  # kind, -1 for none
         ("asleep", np.int64),  # neither running nor about to start something
         ("live", np.float64),
+        ("unread", np.float64),
+        ("most_unread", np.float64),
         ("last_end", np.float64),
     ],
     align=True,
@@ -137,7 +150,7 @@ def _state(stages: Stages, costs: StageCosts, run_ahead: int) -> _State:
     num_stages, num_micro, num_devices = stages.device.shape[0], costs.fraction.shape[0], costs.update.shape[0]
     kinds, edges = np.empty(2 * num_stages, _KIND), np.empty(stages.succ.shape[0] + stages.grad.shape[0], _EDGE)
     _fill_kinds(stages, costs, num_micro, kinds)
-    _fill_edges(stages, edges)
+    _fill_edges(stages, kinds, edges)
     _limits_and_keys(stages, kinds, edges, run_ahead, num_micro)
     instructions = np.empty((2 * num_stages, num_micro), _INSTRUCTION)
     devices = np.zeros(num_devices, _DEVICE)
@@ -183,11 +196,12 @@ def _fill_kinds(stages: Stages, costs: StageCosts, num_micro: int, kinds: Record
             kind.first = stages.succ_start[stage] if which == FORWARD else offset + stages.grad_start[stage]
             kind.last = stages.succ_start[stage + 1] if which == FORWARD else offset + stages.grad_start[stage + 1]
             kind.limit = num_micro
+            kind.reads = 0.0
             kind.next = kind.offered = 0
 
 
 @hot
-def _fill_edges(stages: Stages, edges: Records) -> None:
+def _fill_edges(stages: Stages, kinds: Records, edges: Records) -> None:
     offset = stages.succ.shape[0]
     for j in range(edges.shape[0]):
         forward = j < offset
@@ -195,6 +209,14 @@ def _fill_edges(stages: Stages, edges: Records) -> None:
         edges[j].kind = 2 * other + (FORWARD if forward else BACKWARD)
         edges[j].device = stages.device[other]
         edges[j].bytes = stages.out_bytes[j] if forward else stages.grad_bytes[j - offset]
+        edges[j].part = stages.out_bytes[j] if forward else stages.grad_parts[j - offset]
+    for number in range(kinds.shape[0]):
+        for j in range(kinds[number].first, kinds[number].last):
+            reader = kinds[edges[j].kind]
+            if reader.device == kinds[number].device:
+                reader.frees += edges[j].part
+            else:
+                reader.reads += edges[j].part
 
 
 @njit(cache=True)
@@ -270,6 +292,7 @@ def _dispatch(name: int, now: float, fraction: Floats, state: _State) -> int:
     device.ready -= 1
     device.running = number
     device.live += kind.holds * fraction[kind.next]
+    device.unread -= kind.reads * fraction[kind.next]
     set_due(state.due, name, now + kind.seconds * fraction[kind.next])
     return number
 
@@ -297,6 +320,11 @@ def _finish(name: int, now: float, costs: StageCosts, state: _State, trace: Trac
         if j >= kind.first:
             edge = state.edges[j]
             other = edge.kind
+            part = edge.part * costs.fraction[micro]
+            if edge.device == name:
+                device.live += part
+            else:
+                _deliver(edge.device, part, state)
             if edge.device != previous:
                 previous, arrival = edge.device, now
                 if edge.device != name:
@@ -309,6 +337,14 @@ def _finish(name: int, now: float, costs: StageCosts, state: _State, trace: Trac
             reader.missing -= 1
             reader.arrived = max(reader.arrived, arrival)
         _offer(other, now, state)
+
+
+@inlined
+def _deliver(name: int, size: float, state: _State) -> None:
+    """Bytes are on their way to a device and take room there until they are read."""
+    device = state.devices[name]
+    device.unread += size
+    device.most_unread = max(device.most_unread, device.unread)
 
 
 @inlined
@@ -360,6 +396,7 @@ def _run(costs: StageCosts, state: _State, trace: Trace, record: bool) -> float:
         trace.update_start[name] = _update_start(name, costs, state)
         step_time = max(step_time, trace.update_start[name] + costs.update[name])
         trace.busy[name] += costs.update[name]
+        trace.peak_live_bytes[name] += state.devices[name].most_unread
     return step_time
 
 

@@ -51,6 +51,7 @@ def _latency_clock(graph: Graph, topology: Topology, costs: Costs, size: int) ->
         costs,
         backward_s=np.zeros_like(costs.backward_s),
         update_s=np.zeros_like(costs.update_s),
+        working_bytes=np.zeros_like(costs.working_bytes),
         state_bytes=graph.parameter_bytes + graph.buffer_bytes,
     )
     return SimulatedClock(inference, topology, only_forward, (size,))

@@ -1,7 +1,8 @@
-"""Measured op times: every op forward and backward, one by one, on a device of this machine."""
+"""Measured ops: seconds and memory of every op's forward and backward, one by one, on a device of this machine."""
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import fx
 from .costs import Profile
 from .gpus import product_name
 from .program import Program, node_inputs
+from .working_memory import Watch, watch_memory
 
 # More than caches hold, as the parameters of a model are.
 _UPDATE_ELEMENTS = 1 << 22
@@ -26,6 +28,8 @@ def measure_profile(
 ) -> Profile:
     """Run every op alone and take the shortest of its times; whatever disturbs a measurement makes it longer.
 
+    After that every op runs once more, with its allocations watched.
+
     Args:
         program: the captured model.
         tensors: parameters and buffers by name; they are copied, never changed.
@@ -35,7 +39,7 @@ def measure_profile(
         progress: called with the number of each op when it is done.
 
     Returns:
-        Seconds of each op for one microbatch; `model` says which GPU, if it is one of `GPUS`.
+        Seconds and working memory of each op for one microbatch; `model` says which GPU, if it is one of `GPUS`.
     """
     device = torch.device(device)
     run = _Run(program, tensors, batch, device)
@@ -49,7 +53,26 @@ def measure_profile(
         if progress is not None:
             progress(op)
     model = product_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else ""
-    return Profile(forward, backward, _update_seconds(program, device), "measured", model)
+    update = _update_seconds(program, device)
+    working = _working_bytes(_Run(program, tensors, batch, device))
+    return Profile(forward, backward, update, "measured", model, working)
+
+
+def _working_bytes(run: "_Run") -> np.ndarray | None:
+    """`Profile.working_bytes`, from what every op's passes allocate; none if that cannot be seen."""
+    graph = run.program.graph
+    with watch_memory(run.device) as (watch, allocated):
+        for op in range(graph.num_ops):
+            run.watch(op, watch)
+    if not allocated:
+        return None
+    working = np.zeros(graph.num_ops)
+    for op in range(graph.num_ops):
+        forward = allocated[f"forward {op}"]
+        working[op] = forward.peak - forward.kept
+        if f"backward {op}" in allocated:
+            working[op] = max(working[op], graph.output_bytes[op] + allocated[f"backward {op}"].peak)
+    return working
 
 
 class _Run:
@@ -75,23 +98,38 @@ class _Run:
 
     def time(self, op: int, repeats: int) -> tuple[float, float]:
         """Shortest seconds of an op's forward and backward; its value is kept for the ops that read it."""
+        sums = self._sums(op)
+        times = [self._once(op, sums) for _ in range(repeats + 1)][1:]
+        self._forget(op)
+        return min(forward for forward, _ in times), min(backward for _, backward in times)
+
+    def watch(self, op: int, watch: Watch) -> None:
+        """Run an op with `watch` around its passes, called `forward {op}` and `backward {op}`."""
+        self._once(op, self._sums(op), watch)
+        self._forget(op)
+
+    def _sums(self, op: int) -> dict[str, torch.Tensor]:
+        """Gradients of earlier microbatches, which an op's own are added to."""
+        names = [source.name for source in node_inputs(self.program.nodes[op])]
+        return {name: torch.zeros_like(self.values[name]) for name in names if name in self.trainable}
+
+    def _once(self, op: int, sums: dict[str, torch.Tensor], watch: Watch = nullcontext) -> tuple[float, float]:
+        """Seconds of one forward and backward."""
         node = self.program.nodes[op]
-        forward, backward = [], []
-        # Gradients of a microbatch are added to those of the ones before it.
-        sums = {s.name: torch.zeros_like(self.values[s.name]) for s in node_inputs(node) if s.name in self.trainable}
-        for _ in range(repeats + 1):
-            leaves = {source.name: self._leaf(source) for source in node_inputs(node)}
+        leaves = {source.name: self._leaf(source) for source in node_inputs(node)}
+        with watch(f"forward {op}"):
             start = self._now()
             output = self._call(node, leaves)
-            middle = self._now()
-            end = middle + self._backward(output, leaves, sums) if self.program.graph.requires_grad[op] else middle
-            forward.append(middle - start)
-            backward.append(end - middle)
+            forward = self._now() - start
         self.values[node.name] = _detached(output)
+        differentiated = bool(self.program.graph.requires_grad[op])
+        return forward, self._backward(output, leaves, sums, watch(f"backward {op}")) if differentiated else 0.0
+
+    def _forget(self, op: int) -> None:
+        """Drop what no later op reads."""
         for name in self.dead_after.get(op, []):
             if name in self.values and name not in self.program.buffers and name not in self.program.parameters:
                 del self.values[name]
-        return min(forward[1:]), min(backward[1:])
 
     def _leaf(self, source: fx.Node) -> Any:
         value = self.values[source.name]
@@ -109,18 +147,21 @@ class _Run:
             kwargs = {**kwargs, "device": self.device}
         return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
-    def _backward(self, output: Any, leaves: dict[str, Any], sums: dict[str, torch.Tensor]) -> float:
+    def _backward(
+        self, output: Any, leaves: dict[str, Any], sums: dict[str, torch.Tensor], watched: AbstractContextManager[Any]
+    ) -> float:
         outputs = [t for t in _tensors(output) if t.requires_grad]
         inputs = [(name, t) for name, leaf in leaves.items() for t in _tensors(leaf) if t.requires_grad]
         if not outputs or not inputs:
             return 0.0
         grads = [torch.ones_like(t) for t in outputs]
-        start = self._now()
-        found = torch.autograd.grad(outputs, [t for _, t in inputs], grads, allow_unused=True)
-        for (name, _), gradient in zip(inputs, found, strict=True):
-            if name in sums and gradient is not None:
-                sums[name].add_(gradient)
-        return self._now() - start
+        with watched:
+            start = self._now()
+            found = torch.autograd.grad(outputs, [t for _, t in inputs], grads, allow_unused=True)
+            for (name, _), gradient in zip(inputs, found, strict=True):
+                if name in sums and gradient is not None:
+                    sums[name].add_(gradient)
+            return self._now() - start
 
     def _now(self) -> float:
         if self.device.type == "cuda":

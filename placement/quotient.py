@@ -16,7 +16,6 @@ from .coarsen import coarsen
 from .costs import Costs
 from .graph import COSTS, Graph, make_graph
 from .move_cost import MoveCost
-from .stage_costs import working_bytes
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -71,19 +70,18 @@ def make_quotient(clock: SimulatedClock, max_groups: int) -> Quotient:
     ops = np.arange(graph.num_ops)
     sums = csr_array((np.ones(len(ops)), (group_of, ops)), shape=(count, len(ops)))
     working = np.zeros(count)
-    np.maximum.at(working, group_of, working_bytes(graph))
+    np.maximum.at(working, group_of, costs.working_bytes)
     priced = Costs(
         forward_s=sums @ costs.forward_s,
         backward_s=sums @ costs.backward_s,
         update_s=sums @ costs.update_s,
         device_class=costs.device_class,
         state_bytes=sums @ costs.state_bytes,
+        working_bytes=working,
         overhead_s=costs.overhead_s,
     )
     quotient = _graph(graph, group_of, sums)
-    coarse = SimulatedClock(
-        quotient, clock.topology, priced, clock.sizes, clock.run_ahead, clock.clipping, working_bytes=working
-    )
+    coarse = SimulatedClock(quotient, clock.topology, priced, clock.sizes, clock.run_ahead, clock.clipping)
     return Quotient(coarse, group_of)
 
 

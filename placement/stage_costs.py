@@ -11,15 +11,11 @@ from .plain_arrays import plain
 from .stages import Stages
 from .topology import Topology
 
-RECEIVES_AHEAD = 3
-"""Messages of a link that have a buffer waiting for them; the executor posts as many receives."""
-
 
 class OpCosts(NamedTuple):
     """What one microbatch of every op costs on every class of devices, and what is between the devices.
 
-    Columns are those of `Costs`, of `Graph` and of `Topology`, where they are described; `working_bytes` is what an op's
-    backward takes for itself: the gradients of its result, its inputs and its parameters, and a kernel's copy of the latter.
+    Columns are those of `Costs`, of `Graph` and of `Topology`, where they are described.
     """
 
     forward: Floats
@@ -49,7 +45,7 @@ class StageCosts(NamedTuple):
         forward: seconds, `float64[s]`.
         backward: seconds, 0 where there is none.
         live_bytes: bytes held from a stage's forward to its backward, received inputs included.
-        working_bytes: bytes of each device besides: what its largest op works in, and buffers of receives, `float64[d]`.
+        working_bytes: bytes of each device besides: what its largest op works in, `float64[d]`.
         update: seconds of the optimizer on each device, `float64[d]`.
         latency: seconds per message, `float64[d, d]`.
         seconds_per_byte: `float64[d, d]`.
@@ -80,7 +76,6 @@ def op_costs(
     costs: Costs,
     fraction: Floats,
     clipping: bool = False,
-    working: Floats | None = None,
 ) -> OpCosts:
     """The compiled form of what a clock knows.
 
@@ -90,7 +85,6 @@ def op_costs(
         costs: of the graph on the topology.
         fraction: size of each microbatch relative to a full one, `float64[m]`.
         clipping: whether gradients are clipped by their common norm.
-        working: `working_bytes` of the ops, if not those of the graph.
     """
     start, channels = topology.channels
     known = OpCosts(
@@ -103,7 +97,7 @@ def op_costs(
         message_per_byte=topology.message_s_per_byte,
         state_bytes=costs.state_bytes,
         saved_bytes=graph.saved_bytes,
-        working_bytes=working_bytes(graph) if working is None else working,
+        working_bytes=costs.working_bytes,
         memory_bytes=topology.memory_bytes,
         latency=topology.latency_s,
         seconds_per_byte=topology.seconds_per_byte,
@@ -114,12 +108,6 @@ def op_costs(
         clipping=clipping,
     )
     return plain(known)
-
-
-def working_bytes(graph: Graph) -> Floats:
-    """Bytes that each op's backward takes for itself, `float64[n]`; see `OpCosts`."""
-    inputs = np.bincount(graph.edges[:, 1], graph.output_bytes[graph.edges[:, 0]], graph.num_ops)
-    return np.where(graph.requires_grad, 2 * graph.parameter_bytes + graph.output_bytes + inputs, 0.0)
 
 
 @njit(cache=True)
@@ -143,10 +131,6 @@ def sum_over_stages(stages: Stages, devices: Ints, ops: OpCosts) -> StageCosts:
     # A message is charged to the first stage that it is for.
     for j in range(stages.succ.shape[0]):
         live[stages.succ[j]] += stages.out_bytes[j]
-    ahead = min(RECEIVES_AHEAD, ops.fraction.shape[0])
-    # What has arrived for a forward pass is counted with its stage.
-    working += (ahead - 1) * _largest_message(stages.succ, stages.out_bytes, stages.device, num_devices)
-    working += ahead * _largest_message(stages.grad, stages.grad_bytes, stages.device, num_devices)
     if ops.message.any() or ops.message_per_byte.any():
         _add_messages(stages.succ_start, stages.succ, stages.out_bytes, stages.device, ops, forward)
         _add_messages(stages.grad_start, stages.grad, stages.grad_bytes, stages.device, ops, backward)
@@ -154,16 +138,6 @@ def sum_over_stages(stages: Stages, devices: Ints, ops: OpCosts) -> StageCosts:
         forward, backward, live, working, update, ops.latency, ops.seconds_per_byte,
         ops.channel_start, ops.channels, ops.num_channels, ops.fraction, ops.clipping,
     )  # fmt: skip
-
-
-@njit(cache=True)
-def _largest_message(targets: Ints, sizes: Floats, device: Ints, num_devices: int) -> Floats:
-    """The most bytes that a stage sends to each device at once."""
-    largest = np.zeros(num_devices)
-    for j in range(targets.shape[0]):
-        where = device[targets[j]]
-        largest[where] = max(largest[where], sizes[j])
-    return largest
 
 
 @njit(cache=True)

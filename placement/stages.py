@@ -51,6 +51,7 @@ class Stages(NamedTuple):
         out_bytes: bytes of the forward message from a stage to the device of `succ[j]`; the whole message stands at the
             first successor on that device, 0 at the others.
         grad_bytes: the same for gradients, beside `grad`.
+        grad_parts: bytes of them that are for each stage of `grad`, also within the own device.
     """
 
     stage_of: Ints
@@ -67,6 +68,7 @@ class Stages(NamedTuple):
     num_grad_pred: Ints
     out_bytes: Floats
     grad_bytes: Floats
+    grad_parts: Floats
 
 
 def adjacency(graph: Graph) -> Adjacency:
@@ -117,10 +119,11 @@ def build_stages(
     grad_start, by_target = _sort_by(target[order], num_stages)
     order = order[by_target]
     grad = source[order]
-    grad_bytes = _merge_by_device(grad_start, grad, device, pair_grad_bytes[order])
+    grad_parts = pair_grad_bytes[order]
+    grad_bytes = _merge_by_device(grad_start, grad, device, grad_parts)
     return Stages(
         stage_of, device, stage_level, has_backward, op_start, ops, succ_start, succ, grad_start, grad,
-        num_pred, num_grad_pred, out_bytes, grad_bytes,
+        num_pred, num_grad_pred, out_bytes, grad_bytes, grad_parts,
     )  # fmt: skip
 
 

@@ -150,5 +150,6 @@ def _costs(workload: Workload, order: Ints, topology: Topology) -> Costs:
         update_s=np.zeros_like(seconds),
         device_class=np.minimum(np.arange(topology.num_devices), 1),
         state_bytes=workload.size_bytes[order],
+        working_bytes=np.zeros(len(order)),
         overhead_s=topology.overhead_s,
     )

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ..stage_costs import RECEIVES_AHEAD
 from ..topology import Topology
 from .channels import Channels
 from .message import Layout, Message, framed, header_bytes, layouts_of, offsets, payload_bytes
+
+RECEIVES_AHEAD = 3
+"""Messages of a link that have a buffer waiting for them."""
 
 AHEAD_BYTES = 2.0**16
 """More receives are posted ahead on a link, as long as all their buffers together are smaller than this."""
@@ -44,6 +46,8 @@ class Transport:
     A step receives and sends as it goes (`start_step`, `send`, `receive`, `finish_step`). A move first makes all its messages
     (`blank`, `pack`), and posts them once every worker has (`expect`, `dispatch`).
     """
+
+    line_bytes = 0
 
     def __init__(self, topology: Topology, rank: int, device: torch.device):
         self.rank = rank
@@ -172,6 +176,9 @@ class Transport:
             work, _ = self._sends[target].popleft()
             work.wait()
             self._gone[target] += 1
+
+    def give_back(self) -> None:
+        """Give memory back that messages have lain in; the workers have to agree on something before the next is sent."""
 
     def drain(self) -> None:
         """Wait for every message that has been posted and not been received; what is in them is lost."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -64,16 +66,34 @@ def test_memory_counts_state_what_is_saved_what_arrives_and_what_the_largest_op_
     clock = chain_clock(parameter_bytes=100.0, buffer_bytes=7.0, saved_bytes=1000.0, output_bytes=30.0)
     report = clock.step(Placement(np.array([0, 0, 1])))
     working = 2 * 100 + 30 + 30  # the gradients of its parameters, a copy, those of its result and of its input
-    gradient_ahead = 30
-    first = 2 * (4 * 100 + 7 + 1000) + working + gradient_ahead
-    assert report.peak_bytes.tolist() == [first, 4 * 100 + 7 + 1000 + 30 + working]
+    unread = 30  # the gradient on the first device, the value on the second
+    first = 2 * (4 * 100 + 7 + 1000) + working + unread
+    assert report.peak_bytes.tolist() == [first, 4 * 100 + 7 + 1000 + 30 + working + unread]
 
 
-def test_buffers_wait_for_as_many_messages_as_are_received_ahead():
-    clock = chain_clock(output_bytes=30.0)
-    clock = SimulatedClock(clock.graph, clock.topology, clock.costs, sizes=(1,) * 8)
+def test_messages_take_room_until_they_are_read():
+    fast_and_slow = chain_clock(output_bytes=30.0)
+    column = np.array([[0.0], [0.0], [1.0]])
+    costs = replace(fast_and_slow.costs, forward_s=column, backward_s=column, device_class=np.zeros(2, np.int64))
+    clock = SimulatedClock(fast_and_slow.graph, fast_and_slow.topology, costs, sizes=(1,) * 8)
     devices = np.array([0, 0, 1])
-    assert clock.stage_costs(clock.stages(devices), devices).working_bytes.tolist() == [60 + 3 * 30, 60 + 2 * 30]
+    stages, trace = clock.trace(devices)
+    live = clock.stage_costs(stages, devices).live_bytes
+    # Three microbatches run ahead, and all have been sent when the first arrives.
+    assert trace.peak_live_bytes[1] == live[1] + 3 * 30
+
+
+def test_a_gradient_takes_room_until_the_last_one_that_its_stage_waits_for_has_come():
+    # A value is read on its own device at once and, after a long way, on another.
+    graph = make_graph("fork", [(0, 1), (0, 2), (1, 3), (2, 3)], 4, output_bytes=[30.0, 1.0, 2.0, 4.0])
+    topology = chain_clock().topology
+    clock = SimulatedClock(graph, topology, make_costs(graph, topology))
+    devices = np.array([0, 1, 0, 0])
+    stages, trace = clock.trace(devices)
+    assert stages.stage_of.tolist() == [0, 1, 2, 3]
+    assert stages.grad_parts.tolist() == [30.0, 30.0, 2.0, 1.0]
+    # Op 2's gradient of the first value waits there while that of op 1 is on its way, which takes room as well.
+    assert trace.peak_live_bytes[0] == 30.0 + 30.0
 
 
 def test_what_does_not_fit_is_reported_not_refused():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,11 @@ GRAPH = make_graph("g", [(0, 1)], parameter_bytes=[100, 0], buffer_bytes=[0, 8])
 PROFILE = Profile(np.array([1.0, 2.0]), np.array([3.0, 0.0]), np.array([0.5, 0.0]), "measured")
 
 
+def two_devices(model=""):
+    devices = tuple(Device(f"d{i}", "emulated", 1e9, model=model) for i in range(2))
+    return Topology("two", devices, uniform_links(["d0", "d1"], 0.0, 1e9))
+
+
 def write(path, record):
     path.write_text(json.dumps(record))
     return path
@@ -48,6 +54,24 @@ def test_a_profile_keeps_the_product_it_is_of_and_writes_none_where_there_is_non
     assert Profile.load(tmp_path / "cpu.json", GRAPH).model == ""
 
 
+def test_a_profile_keeps_what_ops_work_in_and_writes_none_where_it_was_not_measured(tmp_path):
+    measured = replace(PROFILE, working_bytes=np.array([5e6, 7.0]))
+    measured.save(tmp_path / "measured.json", GRAPH)
+    assert Profile.load(tmp_path / "measured.json", GRAPH).working_bytes.tolist() == [5e6, 7.0]
+    PROFILE.save(tmp_path / "not.json", GRAPH)
+    assert "working_bytes" not in json.loads((tmp_path / "not.json").read_text())
+    assert Profile.load(tmp_path / "not.json", GRAPH).working_bytes is None
+
+
+def test_ops_work_in_what_was_measured_on_the_devices_product_and_elsewhere_in_what_the_graph_says():
+    usual = make_costs(GRAPH, two_devices(), PROFILE).working_bytes
+    measured = replace(PROFILE, working_bytes=usual + 1.0)
+    assert make_costs(GRAPH, two_devices(), measured).working_bytes.tolist() == (usual + 1.0).tolist()
+    assert make_costs(GRAPH, two_devices("A10"), measured).working_bytes.tolist() == usual.tolist()
+    of_gpu = replace(measured, model="A10")
+    assert make_costs(GRAPH, two_devices("A10"), of_gpu).working_bytes.tolist() == (usual + 1.0).tolist()
+
+
 @pytest.fixture
 def record(tmp_path):
     PROFILE.save(tmp_path / "profile.json", GRAPH)
@@ -68,6 +92,10 @@ MALFORMED = {
     "a list": (lambda r: r.__setitem__("backward_s", [1, 2]), "backward_s: expected seconds for each op of g"),
     "text": (op("op1", "long"), "forward_s[op1] must be a number"),
     "none": (op("op1", None), "forward_s[op1] must be a number"),
+    "working bytes of one op": (
+        lambda r: r.__setitem__("working_bytes", {"op0": 1}),
+        "working_bytes: expected bytes for each op of g",
+    ),
     "negative": (op("op1", -1), "forward_s[op1] must be >= 0, got -1"),
     "NaN": (op("op1", float("nan")), "forward_s[op1] must be finite, got nan"),
     "beyond floats": (op("op1", 10**400), "forward_s[op1] must be finite, got inf"),

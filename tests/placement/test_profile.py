@@ -68,3 +68,13 @@ def test_a_measured_profile_survives_its_file(measured, tmp_path):
     program, profile, *_ = measured
     profile.save(tmp_path / "profile.json", program.graph)
     assert Profile.load(tmp_path / "profile.json", program.graph).forward_s.tolist() == profile.forward_s.tolist()
+
+
+def test_ops_work_in_their_gradients_and_in_what_their_kernels_take(measured):
+    program, profile, *_ = measured
+    graph, working = program.graph, profile.working_bytes
+    relu, flatten, linear = (graph.kinds.index(kind) for kind in ("relu", "flatten", "linear"))
+    # The gradient of the result, and that of the input, which a view shares with it.
+    assert working[relu] == 2 * graph.output_bytes[relu]
+    assert working[flatten] == graph.output_bytes[flatten]
+    assert working[linear] >= graph.output_bytes[linear] + 4 * 64 * 4 + graph.parameter_bytes[linear]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -94,7 +96,8 @@ def test_naive_on_a_chain_is_the_clock_of_one_microbatch(micro):
     _, trace = whole.trace(where)
     assert report.busy_s == pytest.approx(trace.busy)
     assert report.step_time_s == pytest.approx(trace.step_time)
-    assert report.peak_bytes == pytest.approx(whole._static_bytes(where) + trace.peak_live_bytes)
+    unread = 10.0 * micro * np.array([1, 1, 0])  # naive execution reads what it is sent at once
+    assert report.peak_bytes == pytest.approx(whole._static_bytes(where) + trace.peak_live_bytes - unread)
 
 
 def test_equal_shares_wait_for_the_slow_replica():
@@ -228,7 +231,7 @@ def test_a_device_that_cannot_run_an_op_gets_no_share_by_speed():
     clock = clock_of(topology((1.0, 1.0)), (4,))
     forward, classes = np.array([[1.0, 1.0], [1.0, np.inf]]), np.array([0, 1])
     costs = clock.costs
-    infinite = type(costs)(forward, forward, np.zeros((2, 2)), classes, costs.state_bytes, costs.overhead_s)
+    infinite = replace(costs, forward_s=forward, backward_s=forward, update_s=np.zeros((2, 2)), device_class=classes)
     clock = SimulatedClock(clock.graph, clock.topology, infinite, (4,))
     assert batch_shares(clock, "speed").tolist() == [4, 0]
     assert np.isfinite(data_parallel(clock, "speed").step_time_s)
