@@ -107,7 +107,7 @@ def study(job: MeasureJob, topology: Topology, *, with_naive: bool) -> Study:
     clock, profile = make_clock(job, topology)
     names = [EQUAL, CONTIGUOUS, *([ACCELERATE] if with_naive else [])]
     placements = {name: plan(name, clock, seed=job.seed).devices for name in names}
-    placements[AGENT] = _agent(clock, job)
+    placements[AGENT] = agent_devices(clock, job.seed)
     turns = launch(_work, topology, job, topology, placements, profile)[0]
     if not with_naive:
         return Study(job.model, clock, placements, turns)
@@ -134,11 +134,12 @@ def make_clock(job: MeasureJob, topology: Topology) -> tuple[SimulatedClock, Pro
     return SimulatedClock(program.graph, topology, make_costs(program.graph, topology, profile), sizes), profile
 
 
-def _agent(clock: SimulatedClock, job: MeasureJob) -> Ints:
-    plans = cheap_plans(clock, job.seed, EVALUATIONS)
+def agent_devices(clock: SimulatedClock, seed: int) -> Ints:
+    """The device of every op as the agent places them, `int64[n]`."""
+    plans = cheap_plans(clock, seed, EVALUATIONS)
     start = Placement(plans[0].devices, clock.microbatches)
     starts = {found.planner: found.devices for found in plans[1:]}
-    return propose(clock, start, evaluations=EVALUATIONS, seed=job.seed, starts=starts).placement.devices
+    return propose(clock, start, evaluations=EVALUATIONS, seed=seed, starts=starts).placement.devices
 
 
 def _work(job: MeasureJob, topology: Topology, placements: dict[str, Ints], profile: Profile) -> dict[str, Turns]:

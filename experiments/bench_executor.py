@@ -26,7 +26,7 @@ from .measure import MeasureJob
 from .tables import format_table
 
 MODELS = ("inception", "resnet50", "gpt", "unet")
-MEMORY_PLANNERS = ("equal-layers", "contiguous")
+MEMORY_PLANNERS = ("equal-layers", "contiguous", "agent")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,9 @@
 """Peak memory of each device in a step: what is truly allocated, beside what the simulator predicts.
 
 Workers are CPU cores; torch's CPU allocator reports every allocation and release to the profiler, also those inside of
-kernels and of autograd. What a worker holds between steps (parameters, buffers and optimizer state that it owns) is added.
-A worker's own copy of the user's model and the batch are no part of it: on a GPU they stay in host memory.
+kernels and of autograd. What a worker holds between steps (parameters, buffers and optimizer state that it owns) is added,
+and so is the memory shared with other workers that messages to it have lain in since the last move. A worker's own copy of
+the user's model and the batch are no part of it: on a GPU they stay in host memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
@@ -19,9 +21,10 @@ from ..placement.executor import Executor, launch
 from ..placement.placement import Placement
 from ..placement.planners import plan
 from ..placement.topology import Device, Topology, uniform_links
+from .bench_emulated import AGENT, agent_devices
 from .measure import MeasureJob
 
-HEADERS = ("model", "placement", "device", "state (MiB)", "predicted", "allocated", "allocated/predicted", "workspace")
+HEADERS = ("model", "placement", "device", "state (MiB)", "predicted", "held", "held/predicted", "workspace", "shared")
 HOLDER_HEADERS = ("model", "placement", "device", "allocated by (MiB at the peak)")
 WARM = 2
 """Steps before the one that counts: the optimizer's state is made in the first."""
@@ -37,14 +40,16 @@ class Peak:
     Attributes:
         state: parameters, buffers and optimizer state, there all the time.
         predicted: the simulator's peak.
-        allocated: what was truly allocated at once, state included.
-        lasting: the same without what one call into torch allocates and releases again.
+        held: what was truly held at once, state and shared memory included.
+        shared: what messages to it have lain in.
+        lasting: what was held without what one call into torch allocates and releases again.
         holders: what is allocated at the peak besides the state, by the call that did.
     """
 
     state: float
     predicted: float
-    allocated: float
+    held: float
+    shared: float
     lasting: float
     holders: dict[str, float]
 
@@ -60,15 +65,14 @@ class Allocation(NamedTuple):
 
 
 def measure_peaks(job: MeasureJob, devices: int, planners: Sequence[str]) -> dict[tuple[str, str], Peak]:
-    """Peaks by planner and device of one step under each planner's placement."""
+    """Peaks by planner and device of one step under each planner's placement, in workers of its own."""
     names = [f"core{i}" for i in range(devices)]
     cores = tuple(Device(name, "cpu", 64e9) for name in names)
     topology = Topology("cores", cores, uniform_links(names, 1e-4, 1e9))
-    found = launch(_work, topology, job, topology, list(planners))
     return {
-        (planner, name): of_worker[place]
-        for place, planner in enumerate(planners)
-        for name, of_worker in zip(names, found, strict=True)
+        (planner, name): peak
+        for planner in planners
+        for name, peak in zip(names, launch(_work, topology, job, topology, planner), strict=True)
     }
 
 
@@ -78,9 +82,10 @@ def memory_rows(model: str, peaks: dict[tuple[str, str], Peak]) -> list[tuple[An
         (
             model,
             *where,
-            *(_mib(value) for value in (peak.state, peak.predicted, peak.allocated)),
-            f"{peak.allocated / peak.predicted:.2f}",
-            _mib(peak.allocated - peak.lasting),
+            *(_mib(value) for value in (peak.state, peak.predicted, peak.held)),
+            f"{peak.held / peak.predicted:.2f}" if peak.predicted else "",
+            _mib(peak.held - peak.lasting),
+            _mib(peak.shared),
         )
         for where, peak in peaks.items()
     ]
@@ -99,8 +104,8 @@ def _mib(num_bytes: float) -> str:
     return f"{num_bytes / 2**20:.1f}"
 
 
-def _work(job: MeasureJob, topology: Topology, planners: list[str]) -> list[Peak]:
-    """A worker's part: its own peak under every placement."""
+def _work(job: MeasureJob, topology: Topology, planner: str) -> Peak:
+    """A worker's part: its own peak."""
     example = job.example()
     executor = Executor(
         example.step.model,
@@ -110,13 +115,20 @@ def _work(job: MeasureJob, topology: Topology, planners: list[str]) -> list[Peak
         topology=topology,
         microbatches=job.microbatches,
     )
-    peaks = []
-    for planner in planners:
-        executor.apply(Placement(plan(planner, executor.clock(), seed=job.seed).devices, job.microbatches))
-        for _ in range(WARM):
-            executor.step(example.batch)
-        peaks.append(_peak(executor, example.batch))
-    return peaks
+    executor.apply(Placement(_devices(planner, executor, job.seed), job.microbatches))
+    for _ in range(WARM):
+        executor.step(example.batch)
+    return _peak(executor, example.batch)
+
+
+def _devices(planner: str, executor: Executor, seed: int) -> NDArray[np.int64]:
+    """Where worker 0 plans every op to be."""
+    box: list[Any] = [None]
+    if executor.rank == 0:
+        clock = executor.clock()
+        box[0] = agent_devices(clock, seed) if planner == AGENT else plan(planner, clock, seed=seed).devices
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def _peak(executor: Executor, batch: Any) -> Peak:
@@ -137,11 +149,13 @@ def _peak(executor: Executor, batch: Any) -> Peak:
         if piece.temporary:
             temporary[piece.begin] -= piece.size
             temporary[piece.end] += piece.size
+    constant = state + executor.line_bytes
     return Peak(
         state=state,
         predicted=float(executor.clock().step(executor.placement).peak_bytes[executor.rank]),
-        allocated=state + float(held[top]),
-        lasting=state + float(np.cumsum(changes + temporary).max(initial=0)),
+        held=constant + float(held[top]),
+        shared=float(executor.line_bytes),
+        lasting=constant + float(np.cumsum(changes + temporary).max(initial=0)),
         holders=holders,
     )
 

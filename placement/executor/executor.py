@@ -183,6 +183,11 @@ class Executor:
         """Bytes of parameters, buffers and optimizer state that travel with each op, `float64[n]`."""
         return self.graph.parameter_bytes * (1 + self.optimizer_state_per_parameter) + self.graph.buffer_bytes
 
+    @property
+    def line_bytes(self) -> int:
+        """Memory of this worker that messages from its host have lain in since the last move; no allocator counts it."""
+        return self._transport.line_bytes
+
     def clock(self, sizes: list[int] | None = None) -> SimulatedClock:
         """The simulator of this run, as the executor's own schedules are made with it."""
         return self._training.clock(sizes or part_sizes(self.batch_size, self.micro_size))

@@ -1,17 +1,19 @@
 """Lines: messages from one worker to another of the same host, through memory that both have mapped.
 
-The receiver of a line makes it: anonymous memory, used as a ring, and a pipe. The sender opens both through `/proc`, where
-the kernel lets in only processes of the same user. A message is written into the ring, and a record on the pipe says where
-it is; a message that finds no room goes another way, and its record says so. Nobody is told when a message has been copied
-out: which of them have, a sender knows from the schedule.
+The receiver of a line makes it: anonymous memory, and two pipes. The sender opens them through `/proc`, where the kernel lets
+in only processes of the same user. A message is written into the memory, and a record on the first pipe says where it is; a
+message that finds no room goes another way, and its record says so. Which messages have been copied out, a sender knows from
+the schedule; of large ones it is told through the second pipe, so that their room is soon used again.
 """
 
 import mmap
 import os
 import select
 import struct
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -21,13 +23,16 @@ import torch.distributed as dist
 
 from .message import Layout, Message, header_bytes, laid_out, offsets, put
 
-RING_BYTES = 2**25
+LINE_BYTES = 2**27
 """Memory of a line; only what messages have touched takes room."""
-LARGEST_BYTES = 2**23
+LARGEST_BYTES = 2**25
 """Larger messages go another way, so that several find room."""
 
 SPINS = 100
 """Looks at a line, with the core offered to others between them, before a wait puts the worker to sleep: some 0.2 ms."""
+
+TOLD_BYTES = 2**18
+"""A sender is told what has been copied out when it is so much."""
 
 _ALIGN = 64
 _ELSEWHERE = -1
@@ -35,7 +40,7 @@ _RECORD = struct.Struct("=q")
 _RECORDS_BYTES = 512 * _RECORD.size
 
 
-class Ring:
+class Memory:
     """Memory that two processes have mapped, with messages in it: a header and tensors, as in a `Message`.
 
     Args:
@@ -43,7 +48,8 @@ class Ring:
     """
 
     def __init__(self, memory: int):
-        self._bytes = torch.frombuffer(mmap.mmap(memory, RING_BYTES), dtype=torch.uint8)
+        self._mapped = mmap.mmap(memory, LINE_BYTES)
+        self._bytes = torch.frombuffer(self._mapped, dtype=torch.uint8)
         self._header = self._bytes.numpy().view(np.float64)
         self._typed: dict[torch.dtype, torch.Tensor] = {}
 
@@ -64,8 +70,13 @@ class Ring:
         ]
         return tensors, arrival
 
+    def give_back(self) -> None:
+        """Give all pages back to the system, where it takes them; what was in them is lost."""
+        with suppress(OSError):
+            self._mapped.madvise(mmap.MADV_REMOVE)
+
     def _place(self, place: int, layout: Layout) -> tuple[torch.Tensor, int]:
-        """The ring as elements of a tensor's type, and the first of them behind byte `place`."""
+        """The memory as elements of a tensor's type, and the first of them behind byte `place`."""
         typed = self._typed.get(layout.dtype)
         if typed is None:
             typed = self._typed[layout.dtype] = self._bytes.view(layout.dtype)
@@ -100,7 +111,7 @@ class Arriving:
         self.arrival = 0.0
 
     def wait(self) -> None:
-        """Return once it has come in; what was sent before it is taken out of the ring first."""
+        """Return once it has come in; what was sent before it is copied out first."""
         while not self.announced:
             self.line.take_next()
         if self.detour is not None:
@@ -125,24 +136,36 @@ class Incoming:
         self.timeout_s = timeout_s
         memory = os.memfd_create("segue-line", os.MFD_CLOEXEC)
         self._memory = os.fdopen(memory, "r+b", buffering=0)
-        os.ftruncate(memory, RING_BYTES)
+        os.ftruncate(memory, LINE_BYTES)
         reading, writing = os.pipe()
         self._pipe = os.fdopen(reading, "rb", buffering=0)
         self._writing = os.fdopen(writing, "wb", buffering=0)
-        self._ring = Ring(memory)
+        told, telling = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._told = os.fdopen(told, "rb", buffering=0)
+        self._telling = os.fdopen(telling, "wb", buffering=0)
+        self._untold = self._untold_bytes = 0
+        self._contents = Memory(memory)
         self._ready = select.poll()
         self._ready.register(reading, select.POLLIN)
         self._records: deque[int] = deque()
         self._expected: deque[Arriving] = deque()
 
     @property
-    def descriptors(self) -> tuple[int, int]:
-        """This process's numbers of the memory and of the pipe's end for writing, by which the sender opens them."""
-        return self._memory.fileno(), self._writing.fileno()
+    def descriptors(self) -> tuple[int, int, int]:
+        """This process's numbers of the memory and of the sender's ends of the pipes, by which the sender opens them."""
+        return self._memory.fileno(), self._writing.fileno(), self._told.fileno()
+
+    @property
+    def touched_bytes(self) -> int:
+        """Memory that messages have lain in since it was given back; the system counts blocks of 512 bytes."""
+        return 512 * os.fstat(self._memory.fileno()).st_blocks
+
+    def give_back(self) -> None:
+        """Free the memory that messages have lain in; all must have been copied out, and none be on its way."""
+        self._contents.give_back()
 
     def settle(self) -> None:
         """The sender has opened the line: when it ends, this end of the pipe is to hear it."""
-        self._memory.close()
         self._writing.close()
 
     def expect(self, layouts: tuple[Layout, ...], elsewhere: Callable[[], tuple[Any, Message]]) -> Arriving:
@@ -151,7 +174,7 @@ class Incoming:
         return self._expected[-1]
 
     def take_next(self) -> None:
-        """Wait for a message and copy it out of the ring.
+        """Wait for a message and copy it out.
 
         Raises:
             RuntimeError: if the sender has ended or says nothing, in gloo's words.
@@ -162,8 +185,19 @@ class Incoming:
         if start == _ELSEWHERE:
             arriving.detour = arriving.elsewhere()
         else:
-            arriving.tensors, arriving.arrival = self._ring.read(start, arriving.layouts)
+            arriving.tensors, arriving.arrival = self._contents.read(start, arriving.layouts)
+            self._tell(_places(arriving.layouts)[-1])
         arriving.announced = True
+
+    def _tell(self, nbytes: int) -> None:
+        """Another message has been copied out: a byte on the pipe for each, when they are worth it."""
+        self._untold += 1
+        self._untold_bytes += nbytes
+        if self._untold_bytes >= TOLD_BYTES:
+            # Where nobody has read for long, the schedule says it.
+            with suppress(BlockingIOError):
+                os.write(self._telling.fileno(), bytes(self._untold))
+            self._untold = self._untold_bytes = 0
 
     def _read(self) -> None:
         if not self._spin() and not self._ready.poll(1e3 * self.timeout_s):
@@ -187,22 +221,25 @@ class Outgoing:
 
     Args:
         process: the receiver's.
-        memory: the receiver's number of the memory.
-        writing: its number of the pipe's end for writing.
+        descriptors: the receiver's numbers of the memory and of the pipes' ends, see `Incoming.descriptors`.
         timeout_s: as for `Incoming`.
 
     Raises:
         OSError: if they cannot be opened.
     """
 
-    def __init__(self, process: int, memory: int, writing: int, timeout_s: float):
+    def __init__(self, process: int, descriptors: tuple[int, int, int], timeout_s: float):
+        memory, writing, told = descriptors
         self.timeout_s = timeout_s
         with open(f"/proc/{process}/fd/{memory}", "r+b", buffering=0) as file:
-            self._ring = Ring(file.fileno())
+            self._contents = Memory(file.fileno())
         pipe = os.open(f"/proc/{process}/fd/{writing}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._pipe = os.fdopen(pipe, "wb", buffering=0)
+        pipe = os.open(f"/proc/{process}/fd/{told}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._told = os.fdopen(pipe, "rb", buffering=0)
+        self._known = self._heard = self._freed = 0
         self._held: deque[int] = deque()
-        self._next = 0
+        self._taken: list[tuple[int, int]] = []
 
     def send(self, layouts: tuple[Layout, ...], tensors: Sequence[torch.Tensor], arrival: Callable[[], float]) -> bool:
         """Send a message, if there is room for it; else say that it goes another way.
@@ -214,7 +251,7 @@ class Outgoing:
         """
         start = self._room(_places(layouts)[-1])
         if start is not None:
-            self._ring.write(start, layouts, tensors, arrival())
+            self._contents.write(start, layouts, tensors, arrival())
         self._announce(_ELSEWHERE if start is None else start)
         return start is not None
 
@@ -223,19 +260,36 @@ class Outgoing:
         size = -(-nbytes // _ALIGN) * _ALIGN
         if size > LARGEST_BYTES:
             return None
-        # An empty ring is used from its start, so that few pages are touched.
-        start, end = (self._next, self._held[0]) if self._held else (0, RING_BYTES)
-        if start > end:
-            start, end = (start, RING_BYTES) if start + size <= RING_BYTES else (0, end)
-        if start + size > end:
+        if self._held and size >= TOLD_BYTES:
+            self._hear()
+        start = 0
+        # In the first gap, so that few pages are touched.
+        for taken, end in self._taken:
+            if taken - start >= size:
+                break
+            start = end
+        if start + size > LINE_BYTES:
             return None
+        insort(self._taken, (start, start + size))
         self._held.append(start)
-        self._next = start + size
         return start
 
     def wait(self) -> None:
-        """The oldest message has been copied out; its room is free."""
-        self._held.popleft()
+        """By the schedule, another message has been copied out."""
+        self._known += 1
+        self._free()
+
+    def _hear(self) -> None:
+        """What the receiver has told."""
+        with suppress(BlockingIOError):
+            self._heard += len(os.read(self._told.fileno(), _RECORDS_BYTES))
+        self._free()
+
+    def _free(self) -> None:
+        """Use the room of what has been copied out again."""
+        while self._freed < max(self._known, self._heard):
+            del self._taken[bisect_left(self._taken, (self._held.popleft(),))]
+            self._freed += 1
 
     def _announce(self, start: int) -> None:
         record = _RECORD.pack(start)
@@ -288,8 +342,7 @@ def make_lines(willing: bool) -> tuple[dict[int, Incoming], dict[int, Outgoing]]
     for peer, (other, process, descriptors) in enumerate(offers):
         if peer != rank and place is not None and other == place and rank in descriptors:
             try:
-                memory, writing = descriptors[rank]
-                outgoing[peer] = Outgoing(process, memory, writing, timeout_s)
+                outgoing[peer] = Outgoing(process, descriptors[rank], timeout_s)
             except OSError:
                 continue
     opened = _gather(list(outgoing))

@@ -14,9 +14,9 @@ from .transport import Transport
 class SharedTransport(Transport):
     """Sends to workers of this host through a line each (see `lines`); what finds no room there goes over gloo.
 
-    A sender writes a message straight into the ring and never waits. It takes the room back as the schedule tells it that
-    the receiver has taken the message in, at the latest when the step is over: all workers have to agree that it is
-    before one of them starts the next.
+    A sender writes a message straight into the line's memory and never waits. It takes the room back as the schedule tells
+    it that the receiver has taken the message in, or the receiver itself, at the latest when the step is over: all workers
+    have to agree that it is before one of them starts the next.
 
     Args:
         topology: one worker for each device; all of them construct this together. A GPU's worker has no lines.
@@ -28,6 +28,16 @@ class SharedTransport(Transport):
         super().__init__(topology, rank, device)
         self._incoming, self._outgoing = make_lines(willing=topology.devices[rank].kind != "cuda")
 
+    @property
+    def line_bytes(self) -> int:
+        """Memory of this worker that messages through lines have lain in, since it was last given back."""
+        return sum(line.touched_bytes for line in self._incoming.values())
+
+    def give_back(self) -> None:
+        """See `Transport`."""
+        for line in self._incoming.values():
+            line.give_back()
+
     def _post(self, source: int) -> None:
         line = self._incoming.get(source)
         if line is None:
@@ -36,7 +46,7 @@ class SharedTransport(Transport):
         expected = self._waiting[source].popleft()
         self._ahead[source].append(expected.payload)
         number = self._next_number(source)
-        # Nearly always it comes through the ring, and needs no buffer.
+        # Nearly always it comes through the line, and needs no buffer.
         self._posted[expected.key] = (
             line.expect(expected.layouts, lambda: self._detour(self.blank(expected.layouts), source, number)),
             None,

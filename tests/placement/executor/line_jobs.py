@@ -45,7 +45,7 @@ def _changes(way: str) -> list[Any]:
 
 def narrow_lines() -> Any:
     """Lines in which few messages find room."""
-    return mock.patch.multiple(lines, RING_BYTES=4096, LARGEST_BYTES=1024)
+    return mock.patch.multiple(lines, LINE_BYTES=4096, LARGEST_BYTES=1024)
 
 
 def _recording(sent: list[bool]) -> Any:

@@ -47,8 +47,7 @@ def test_an_executor_that_goes_leaves_no_file_open() -> None:
 def make_line(timeout_s: float = 60.0) -> tuple[Incoming, Outgoing]:
     """Both ends of a line in this process."""
     incoming = Incoming(1, timeout_s)
-    memory, writing = incoming.descriptors
-    outgoing = Outgoing(os.getpid(), memory, writing, timeout_s)
+    outgoing = Outgoing(os.getpid(), incoming.descriptors, timeout_s)
     incoming.settle()
     return incoming, outgoing
 
@@ -103,7 +102,7 @@ def test_no_message_overwrites_one_that_may_not_have_been_read(data: st.DataObje
             if sent:
                 unread.append((tensor, arriving))
             else:
-                assert sum(len(other) + 80 for other, _ in unread) > lines.RING_BYTES - 2 * lines.LARGEST_BYTES
+                assert sum(len(other) + 80 for other, _ in unread) > lines.LINE_BYTES - 2 * lines.LARGEST_BYTES
             for _ in range(data.draw(st.integers(0, 2))):
                 if unread:
                     read(*unread.pop(0))
@@ -131,6 +130,54 @@ class _Nothing:
 
     def tensors(self) -> list[torch.Tensor]:
         return []
+
+
+def test_room_of_large_messages_is_used_again_as_soon_as_they_are_read() -> None:
+    incoming, outgoing = make_line()
+    tensor = torch.ones(lines.TOLD_BYTES)
+    for _ in range(10):
+        arriving = expect(incoming, tensor)
+        assert send(outgoing, tensor)
+        read(tensor, arriving)
+    assert tensor.nbytes <= incoming.touched_bytes < 2 * tensor.nbytes
+    # The schedule says the same later, and it counts once.
+    for _ in range(10):
+        outgoing.wait()
+    arriving = expect(incoming, tensor), expect(incoming, tensor)
+    assert send(outgoing, tensor)
+    assert send(outgoing, 2 * tensor)
+    read(tensor, arriving[0])
+    read(2 * tensor, arriving[1])
+
+
+def test_memory_is_given_back_and_used_again() -> None:
+    incoming, outgoing = make_line()
+    tensor = torch.ones(1 << 16)
+    for number in range(3):
+        arriving = expect(incoming, tensor)
+        assert send(outgoing, number * tensor)
+        read(number * tensor, arriving)
+        outgoing.wait()
+        assert incoming.touched_bytes >= tensor.nbytes
+        incoming.give_back()
+        assert incoming.touched_bytes == 0
+
+
+def test_of_small_messages_the_schedule_alone_says_that_they_were_read() -> None:
+    incoming, outgoing = make_line()
+    tensor = torch.ones(1024)
+    for number in range(8):
+        arriving = expect(incoming, number * tensor)
+        assert send(outgoing, number * tensor)
+        read(number * tensor, arriving)
+    assert incoming.touched_bytes >= 8 * tensor.nbytes
+    for _ in range(8):
+        outgoing.wait()
+    before = incoming.touched_bytes
+    for _ in range(8):
+        expect(incoming, tensor)
+        assert send(outgoing, tensor)
+    assert incoming.touched_bytes == before
 
 
 def test_a_message_without_room_goes_another_way_in_its_turn() -> None:
