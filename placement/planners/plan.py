@@ -14,7 +14,7 @@ Devices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 # Constructive planners estimate memory (they do not see when activations live); what overflows is tried again with less.
-MEMORY_SHARES = (1.0, 0.9, 0.75, np.inf)
+MEMORY_SHARES = (1.0, 0.9, 0.75, 0.6, 0.5, np.inf)
 
 
 @dataclass(frozen=True, eq=False)

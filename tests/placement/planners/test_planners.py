@@ -151,7 +151,7 @@ def test_annealing_finds_the_best_placement_of_a_small_graph():
 
 def test_planners_prefer_what_fits_memory():
     graph = random_graph(1, 24, parameter_bytes=MIB, saved_bytes=0.0, output_bytes=1e6)
-    devices = topology((1.0, 1.0, 50.0), memory_bytes=4 * MIB * 20)
+    devices = topology((1.0, 1.0, 50.0), memory_bytes=4 * MIB * 22)
     clock = clock_of(graph, devices)
     assert not plan("single:d2", clock).feasible
     for name in ("contiguous", "heft", "annealing", "local-search"):
