@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..agent.network import PlacementNetwork
 from ..agent.pretrained import load_policy
 from ..agent.propose import propose
 from ..agent.search import ZERO_SHOT
@@ -240,7 +241,7 @@ def _row(cells: Sequence[object]) -> str:
 
 
 def _spread(pool: GraphPool, options: argparse.Namespace) -> str:
-    policies = {f"{Path(path).stem}": by_place(load_policy(path or None)) for path in options.policy}
+    policies = {name: by_place(network) for name, network in _networks(options.policy).items()}
     runs = []
     for run in range(options.runs):
         cases = held_out_cases(pool.held_out, options.cases, options.seed + run, options.objective)
@@ -249,8 +250,13 @@ def _spread(pool: GraphPool, options: argparse.Namespace) -> str:
     return "\n\n".join([spread(runs, names, options.evaluations), against(runs, names[0], options.evaluations)])
 
 
+def _networks(paths: Sequence[str]) -> dict[str, PlacementNetwork]:
+    """Policies by the names of their files, the shipped one if there are none."""
+    return {Path(path).stem if path else "policy": load_policy(path or None) for path in paths or [""]}
+
+
 def _policies(paths: Sequence[str]) -> dict[str, Method]:
-    networks = {Path(path).stem if path else "policy": load_policy(path or None) for path in paths or [""]}
+    networks = _networks(paths)
     first = next(iter(networks.values()))
     return {
         **PLANNED,

@@ -86,6 +86,15 @@ def adjacency(graph: Graph) -> Adjacency:
     )
 
 
+def waiting_bytes(stages: Stages) -> Floats:
+    """Bytes of gradients that wait on a stage's device for other stages of it: what its backward adds, `float64[s]`."""
+    count = stages.device.shape[0]
+    source = np.repeat(np.arange(count), np.diff(stages.grad_start))
+    parts = np.where(stages.device[source] == stages.device[stages.grad], stages.grad_parts, 0.0)
+    given, used = np.bincount(source, parts, count), np.bincount(stages.grad, parts, count)
+    return np.asarray(given - used, np.float64)
+
+
 @njit(cache=True)
 def build_stages(
     devices: Ints, edges: Adjacency, requires_grad: Bools, output_bytes: Floats, num_devices: int

@@ -13,6 +13,7 @@ from ..graph import Graph
 from ..placement import Placement
 from ..schedule import Schedule, make_schedule
 from ..stage_costs import StageCosts
+from ..stages import waiting_bytes
 from ..topology import Topology
 from .batches import CapturedStep
 from .runner import Plan, Runner
@@ -84,6 +85,7 @@ class Routine:
             update_s=float(costs.update[rank]),
             readers=wiring.local_readers(rank, schedule.stages),
             live_bytes=(costs.live_bytes * ratio).tolist(),
+            waiting_bytes=(waiting_bytes(schedule.stages) * ratio).tolist(),
             working_bytes=float(costs.working_bytes[rank]),
         )
 

@@ -35,6 +35,7 @@ class Plan:
         update_s: declared seconds of this worker's optimizer update.
         readers: how often each value is read on this device by other stages than its own, or sent.
         live_bytes: bytes that each stage holds from forward to backward.
+        waiting_bytes: bytes that each stage's backward adds to gradients that wait here for another stage.
         working_bytes: bytes that this worker's device needs beside state and activations.
         messages: what this worker receives, by the sizes of the batch that it has been executed with.
     """
@@ -47,6 +48,7 @@ class Plan:
     update_s: float
     readers: dict[int, int]
     live_bytes: list[float]
+    waiting_bytes: list[float]
     working_bytes: float
     messages: dict[Any, dict[int, list[Expected]]] = field(default_factory=dict)
 
@@ -253,7 +255,7 @@ class _Step:
     def _forward(self, instruction: Instruction) -> float:
         stage, micro = instruction.stage, instruction.micro
         segment = self.plan.segments[stage]
-        self._hold(stage, micro)
+        self._hold(self.plan.live_bytes[stage], stage, micro)
         values, kept = segment.forward(lambda argument: self._fetch(argument, micro))
         for op in segment.reads:
             self._read(micro, op)
@@ -267,11 +269,12 @@ class _Step:
         if self.plan.schedule.stages.has_backward[stage]:
             self.passes[stage, micro] = kept
         else:
-            self._release(stage, micro)
+            self._hold(-self.plan.live_bytes[stage], stage, micro)
         return self.plan.forward_s[stage] * self.fraction[micro]
 
-    def _hold(self, stage: int, micro: int) -> None:
-        self.live_bytes += self.plan.live_bytes[stage] * self.fraction[micro]
+    def _hold(self, nbytes: float, stage: int, micro: int) -> None:
+        """From now on so many bytes more, or fewer, are held for a full microbatch."""
+        self.live_bytes += nbytes * self.fraction[micro]
         total = self.state_bytes + self.live_bytes
         self.record.peak_bytes = max(self.record.peak_bytes, total)
         if total > self.runner.capacity_bytes:
@@ -280,9 +283,6 @@ class _Step:
                 f"{self.runner.name}: {total / 2**20:.1f} MiB needed for microbatch {micro} of ops {ops[0]}…{ops[-1]}, "
                 f"{self.runner.capacity_bytes / 2**20:.1f} MiB there"
             )
-
-    def _release(self, stage: int, micro: int) -> None:
-        self.live_bytes -= self.plan.live_bytes[stage] * self.fraction[micro]
 
     def _fetch(self, argument: Argument, micro: int) -> Any:
         kind, key = argument
@@ -308,7 +308,7 @@ class _Step:
         kept = self.passes.pop((stage, micro))
         grads = {slot: mine.pop(slot) for slot in list(kept.roots) if slot in mine}
         mine.update(segment.backward(kept, grads))
-        self._release(stage, micro)
+        self._hold(self.plan.waiting_bytes[stage] - self.plan.live_bytes[stage], stage, micro)
         return self.plan.backward_s[stage] * self.fraction[micro]
 
     def _update(self, instruction: Instruction) -> float:

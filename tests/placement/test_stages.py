@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.placement.graph import make_graph
-from segue.placement.stages import adjacency, build_stages
+from segue.placement.stages import adjacency, build_stages, waiting_bytes
 
 
 def stages_of(graph, devices, num_devices=None):
@@ -160,6 +160,23 @@ def test_gradients_of_the_last_readers_travel_summed_and_all_others_one_by_one(p
         if key[1] != stages.device[stage]:
             sent[key] = sent.get(key, 0.0) + amount
     assert {key: value for key, value in sent.items() if value} == {k: v for k, v in expected.items() if v}
+
+
+def test_gradients_wait_on_their_device_for_the_stage_that_made_the_value():
+    graph = make_graph("fork", [(0, 1), (0, 2), (1, 3), (2, 3)], 4, output_bytes=[30.0, 1.0, 2.0, 4.0])
+    stages = stages_of(graph, [0, 1, 0, 0])
+    assert stages.stage_of.tolist() == [0, 1, 2, 3]
+    # Stage 2 hands on 30 and has used up the 2 that stage 3 gave it; what stage 1 sends comes from another device.
+    assert waiting_bytes(stages).tolist() == [-30.0, 0.0, 28.0, 2.0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_all_gradients_that_wait_are_used(problems, data):
+    problem = data.draw(problems)
+    stages = problem.clock.stages(problem.devices)
+    left = np.bincount(stages.device, waiting_bytes(stages), problem.topology.num_devices)
+    np.testing.assert_allclose(left, 0.0, atol=1e-9)
 
 
 @settings(max_examples=100, deadline=None)
