@@ -42,9 +42,17 @@ def measure_profile(
         Seconds and working memory of each op for one microbatch; `model` says which GPU, if it is one of `GPUS`.
     """
     device = torch.device(device)
-    run = _Run(program, tensors, batch, device)
-    engine_s = _engine_seconds(device)
-    count = program.graph.num_ops
+    # One run after the other: each has a copy of the parameters.
+    forward, backward = _seconds(_Run(program, tensors, batch, device), repeats, progress)
+    working = _working_bytes(_Run(program, tensors, batch, device))
+    model = product_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else ""
+    return Profile(forward, backward, _update_seconds(program, device), "measured", model, working)
+
+
+def _seconds(run: "_Run", repeats: int, progress: Callable[[int], None] | None) -> tuple[np.ndarray, np.ndarray]:
+    """`Profile.forward_s` and `Profile.backward_s`."""
+    engine_s = _engine_seconds(run.device)
+    count = run.program.graph.num_ops
     forward, backward = np.zeros(count), np.zeros(count)
     for op in range(count):
         forward[op], backward[op] = run.time(op, repeats)
@@ -52,10 +60,7 @@ def measure_profile(
         backward[op] = max(backward[op] - engine_s, 0.1 * backward[op])
         if progress is not None:
             progress(op)
-    model = product_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else ""
-    update = _update_seconds(program, device)
-    working = _working_bytes(_Run(program, tensors, batch, device))
-    return Profile(forward, backward, update, "measured", model, working)
+    return forward, backward
 
 
 def _working_bytes(run: "_Run") -> np.ndarray | None:
