@@ -237,6 +237,7 @@ class Outgoing:
         self._pipe = os.fdopen(pipe, "wb", buffering=0)
         pipe = os.open(f"/proc/{process}/fd/{told}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._told = os.fdopen(pipe, "rb", buffering=0)
+        # Messages that have been copied out, by the schedule and by what was told, and those whose room is free.
         self._known = self._heard = self._freed = 0
         self._held: deque[int] = deque()
         self._taken: list[tuple[int, int]] = []
