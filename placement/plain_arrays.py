@@ -8,9 +8,9 @@ T = TypeVar("T", bound=tuple[Any, ...])
 
 
 def plain(fields: T) -> T:
-    """A named tuple whose arrays are contiguous, writable copies.
+    """A named tuple whose arrays are contiguous and writable; copies only of those that are not.
 
     Numba compiles a function anew for every memory layout, and for arrays that cannot be written to: seconds for each.
     """
     kind: Any = type(fields)
-    return kind(*(np.array(field, order="C") if isinstance(field, np.ndarray) else field for field in fields))
+    return kind(*(np.require(field, requirements="CW") if isinstance(field, np.ndarray) else field for field in fields))

@@ -26,6 +26,7 @@ def test_arrays_are_copied_to_contiguous_writable_ones():
     assert made.matrix.flags.c_contiguous
     assert made.matrix.flags.writeable
     np.testing.assert_array_equal(made.matrix, matrix)
+    assert plain(made).matrix is made.matrix
 
 
 @pytest.mark.parametrize("kind", [SimulatedClock, MaxLoadClock])
