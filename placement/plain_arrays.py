@@ -13,4 +13,6 @@ def plain(fields: T) -> T:
     Numba compiles a function anew for every memory layout, and for arrays that cannot be written to: seconds for each.
     """
     kind: Any = type(fields)
-    return kind(*(np.require(field, requirements="CW") if isinstance(field, np.ndarray) else field for field in fields))
+    return kind(
+        *(np.require(field, requirements=["C", "W"]) if isinstance(field, np.ndarray) else field for field in fields)
+    )
