@@ -12,6 +12,7 @@ from numba import njit
 
 from .compiled import hot, inlined
 from .queues import ENTRY, Records, first_due, pop, push, set_due
+from .schedule_records import DEVICE, EDGE, INSTRUCTION, KIND
 from .stage_costs import StageCosts
 from .stages import Floats, Ints, Stages
 
@@ -85,51 +86,6 @@ def _trace(instructions: tuple[int, int, int], messages: tuple[int, int], num_de
     )
 
 
-# What the scheduler keeps of each kind of instruction (a stage's forward is kind 2 * stage, its backward the next), of
-# each device, and of each instruction: records, so that a function is handed a few arrays instead of dozens.
-_KIND = np.dtype(
-    [
-        ("device", np.int64),
-        ("exists", np.int64),
-        ("seconds", np.float64),
-        ("key", np.float64),  # urgency: whole microbatches, and a share of one for the work behind it
-        ("limit", np.int64),  # how many of them may be ahead of the backward
-        ("holds", np.float64),  # bytes taken when it starts
-        ("frees", np.float64),  # and given back when it ends
-        ("reads", np.float64),  # bytes of messages that it has been sent
-        ("first", np.int64),  # its readers among the edges
-        ("last", np.int64),
-        ("next", np.int64),  # microbatch
-        ("offered", np.int64),  # whether that is in a heap or running
-    ],
-    align=True,
-)
-_EDGE = np.dtype(
-    [
-        ("kind", np.int64),
-        ("device", np.int64),
-        ("bytes", np.float64),  # of the message
-        ("part", np.float64),  # of it that waits for this reader
-    ],
-    align=True,
-)
-_INSTRUCTION = np.dtype([("missing", np.int64), ("arrived", np.float64)], align=True)
-_DEVICE = np.dtype(
-    [
-        ("slot", np.int64),  # where its part of the heaps begins
-        ("ready", np.int64),  # entries in its heap of what may start
-        ("coming", np.int64),  # and of what only waits for a message under way
-        ("running", np.int64),  # kind, -1 for none
-        ("asleep", np.int64),  # neither running nor about to start something
-        ("live", np.float64),
-        ("unread", np.float64),
-        ("most_unread", np.float64),
-        ("last_end", np.float64),
-    ],
-    align=True,
-)
-
-
 class _State(NamedTuple):
     """How far the step has come."""
 
@@ -148,12 +104,12 @@ class _State(NamedTuple):
 @njit(cache=True)
 def _state(stages: Stages, costs: StageCosts, run_ahead: int) -> _State:
     num_stages, num_micro, num_devices = stages.device.shape[0], costs.fraction.shape[0], costs.update.shape[0]
-    kinds, edges = np.empty(2 * num_stages, _KIND), np.empty(stages.succ.shape[0] + stages.grad.shape[0], _EDGE)
+    kinds, edges = np.empty(2 * num_stages, KIND), np.empty(stages.succ.shape[0] + stages.grad.shape[0], EDGE)
     _fill_kinds(stages, costs, num_micro, kinds)
     _fill_edges(stages, kinds, edges)
     _limits_and_keys(stages, kinds, edges, run_ahead, num_micro)
-    instructions = np.empty((2 * num_stages, num_micro), _INSTRUCTION)
-    devices = np.zeros(num_devices, _DEVICE)
+    instructions = np.empty((2 * num_stages, num_micro), INSTRUCTION)
+    devices = np.zeros(num_devices, DEVICE)
     slots = np.zeros(num_devices + 1, np.int64)
     for stage in range(num_stages):
         slots[stages.device[stage] + 1] += 2
