@@ -236,8 +236,6 @@ class Migration:
                     received.setdefault(name, {})[key] = tensor
         with self._vote.attempt("finishing the transfers"):
             self.transport.drain()
-            # What moves is larger than the messages of a step. All have arrived, and the next come after the vote.
-            self.transport.give_back()
         return received
 
     def _post(self, incoming: dict[int, Message], outgoing: dict[int, Message]) -> None:

@@ -33,8 +33,9 @@ class SharedTransport(Transport):
         """Memory of this worker that messages through lines have lain in, since it was last given back."""
         return sum(line.touched_bytes for line in self._incoming.values())
 
-    def give_back(self) -> None:
-        """See `Transport`."""
+    def drain(self) -> None:
+        """See `Transport`; what has moved was larger than the messages of a step, and its memory is given back."""
+        super().drain()
         for line in self._incoming.values():
             line.give_back()
 

@@ -177,11 +177,11 @@ class Transport:
             work.wait()
             self._gone[target] += 1
 
-    def give_back(self) -> None:
-        """Give memory back that messages have lain in; the workers have to agree on something before the next is sent."""
-
     def drain(self) -> None:
-        """Wait for every message that has been posted and not been received; what is in them is lost."""
+        """Wait for every message that has been posted and not been received; what is in them is lost.
+
+        It ends a move: the workers have to agree on something before one of them sends the next message.
+        """
         for key in list(self._posted):
             self._wait(self._posted.pop(key)[0])
         self.finish_step()
