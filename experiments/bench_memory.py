@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
@@ -122,13 +121,11 @@ def _work(job: MeasureJob, topology: Topology, planner: str) -> Peak:
 
 
 def _devices(planner: str, executor: Executor, seed: int) -> NDArray[np.int64]:
-    """Where worker 0 plans every op to be."""
-    box: list[Any] = [None]
-    if executor.rank == 0:
-        clock = executor.clock()
-        box[0] = agent_devices(clock, seed) if planner == AGENT else plan(planner, clock, seed=seed).devices
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    """Where every op is to be, on worker 0, whose placement counts."""
+    if executor.rank:
+        return executor.placement.devices
+    clock = executor.clock()
+    return agent_devices(clock, seed) if planner == AGENT else plan(planner, clock, seed=seed).devices
 
 
 def _peak(executor: Executor, batch: Any) -> Peak:
