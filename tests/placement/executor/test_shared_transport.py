@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from segue.placement.executor import launch, lines
 from segue.placement.executor.lines import Arriving, Incoming, Outgoing, whereabouts
-from segue.placement.executor.message import layouts_of
+from segue.placement.executor.message import header_bytes, layouts_of, offsets
 from tests.placement.executor import jobs, line_jobs
 from tests.placement.executor.test_executor import cpu_devices
 
@@ -102,13 +102,20 @@ def test_no_message_overwrites_one_that_may_not_have_been_read(data: st.DataObje
             if sent:
                 unread.append((tensor, arriving))
             else:
-                assert sum(len(other) + 80 for other, _ in unread) > lines.LINE_BYTES - 2 * lines.LARGEST_BYTES
+                # No gap between, before or behind those that are unread is as large as the message.
+                gaps = (len(unread) + 1) * framed_bytes(tensor)
+                assert sum(framed_bytes(other) for other, _ in unread) + gaps > lines.LINE_BYTES
             for _ in range(data.draw(st.integers(0, 2))):
                 if unread:
                     read(*unread.pop(0))
                     outgoing.wait()
         for tensor, arriving in unread:
             read(tensor, arriving)
+
+
+def framed_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a line that a message of one tensor takes, in whole cache lines."""
+    return -(-offsets(layouts_of([tensor]), header_bytes(1))[-1] // 64) * 64
 
 
 def read(tensor: torch.Tensor, arriving: Arriving) -> None:
