@@ -204,7 +204,7 @@ def seeded(target: Callable[..., Any], op: int) -> Callable[..., Any]:
     """`target` drawing the random numbers of (seed, op), which leaves the global generators as they were."""
 
     def draw(seed: int, *args: Any, **kwargs: Any) -> Any:
-        generators = _generators(args)
+        generators = _generators(args, kwargs.get("device"))
         states = [generator.get_state() for generator in generators]
         try:
             # `torch.manual_seed` would seed every kind of device, which takes longer than most ops.
@@ -218,7 +218,8 @@ def seeded(target: Callable[..., Any], op: int) -> Callable[..., Any]:
     return draw
 
 
-def _generators(args: tuple[Any, ...]) -> list[torch.Generator]:
-    """The CPU's generator, and those of the GPUs that the arguments are on."""
-    gpus = {arg.device.index for arg in args if isinstance(arg, torch.Tensor) and arg.is_cuda}
+def _generators(args: tuple[Any, ...], made_on: torch.device | None) -> list[torch.Generator]:
+    """The CPU's generator, and those of the GPUs that the arguments are on or that a new tensor is made on."""
+    devices = [arg.device for arg in args if isinstance(arg, torch.Tensor)]
+    gpus = {device.index for device in [*devices, made_on] if device is not None and device.type == "cuda"}
     return [torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in sorted(gpus))]
