@@ -25,7 +25,7 @@ DRAWN_EVERY = 4
 LAST = 4
 # Placements measured before that each proposal starts from, the fastest first.
 KEPT = 3
-CHEAP = 150
+CHEAP = 600
 """Simulated placements of a plan that the cheap plans may take."""
 
 

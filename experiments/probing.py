@@ -137,7 +137,7 @@ def _of_groups(devices: Ints, group_of: Ints) -> Ints:
 
 def _plans(stand: Stand, seed: int, most: int = 5) -> list[Ints]:
     """The cheap planners' answers on the simulator as it is, the best of them, without repetitions."""
-    found = {plan.devices.tobytes(): plan.devices for plan in cheap_plans(stand.beliefs().clock, seed, 200)}
+    found = {plan.devices.tobytes(): plan.devices for plan in cheap_plans(stand.beliefs().clock, seed, 600)}
     return list(found.values())[:most]
 
 

@@ -13,6 +13,9 @@ from .registry import plan
 
 FEWEST = "fastest-devices"
 """Name of the best split over a few of the devices."""
+FEW_ORDERS, ORDERS_SHARE = 4, 25
+"""Placements that `contiguous` may price: a few in any case, and one for so many evaluations. The policy makes more of the
+others than the less promising orders of devices do."""
 MANY_DEVICES = 16
 """Beyond them splits over the fastest few are tried, and single devices only with more memory than was too little."""
 CUTS, CROSSINGS, CHOICES = 200_000_000, 5_000_000, 300_000
@@ -42,7 +45,8 @@ def cheap_plans(clock: SimulatedClock, seed: int, evaluations: int) -> list[Plan
             if not single or (many and own <= memory):
                 continue
             memory = max(memory, own)
-        plans.append(plan(name, clock, seed=seed, evaluations=left))
+        most = max(FEW_ORDERS, evaluations // ORDERS_SHARE) if name == "contiguous" else left
+        plans.append(plan(name, clock, seed=seed, evaluations=min(left, most)))
         left -= plans[-1].evaluations
         single = single and not plans[-1].feasible
     if many and left:

@@ -20,8 +20,8 @@ def contiguous(evaluator: Evaluator, rng: np.random.Generator) -> None:
 
     It minimises the slowest run's seconds per microbatch, its own ops and what crosses the cut before it, over unequal
     devices and links: PipeDream's formulation (Narayanan et al., SOSP 2019) without replication. The devices take their
-    runs in the order given and in other orders (all of them up to four devices); the clock picks among the results.
-    Splits are made to fit memory where any do.
+    runs in the order given and in other orders (all of them up to four devices), of which the clock is asked for the most
+    promising first; it picks among the results. Splits are made to fit memory where any do.
 
     Raises:
         SegueError: if there are so many devices and ops that the costs of their cuts would not fit this machine's memory.
@@ -34,15 +34,36 @@ def contiguous(evaluator: Evaluator, rng: np.random.Generator) -> None:
             f"planner 'contiguous': the costs of cutting {ops} ops between {devices} devices take {nbytes / 2**30:.1f} GiB, "
             f"more than the {MOST_BYTES / 2**30:.1f} that it may; use 'speed-proportional' or the agent"
         )
+    tries: list[tuple[float, Devices, tuple[float, Devices]]] = []
     for order in _orders(clock, rng):
-        for share in MEMORY_SHARES:
+        line = make_line(clock, order)
+        found = split(line)
+        tries.append((_estimate(line, *found, clock.microbatches), order, found))
+    for _, order, found in [tries[0], *sorted(tries[1:], key=lambda each: each[0])]:
+        _price(evaluator, order, found)
+
+
+def _estimate(line: Line, bottleneck: float, positions: Devices, microbatches: int) -> float:
+    """Seconds of a step: one microbatch passes, the others follow at the pace of the slowest run; infinite if none fits."""
+    if np.isinf(bottleneck):
+        return np.inf
+    starts = np.flatnonzero(np.diff(positions, prepend=-1))
+    ends, own = np.append(starts[1:], len(positions)), positions[starts]
+    passes = (line.seconds[own, ends] - line.seconds[own, starts] + line.fixed[own]).sum()
+    passes += line.cross[own[:-1], own[1:], starts[1:]].sum()
+    return float(np.nan_to_num(passes + (microbatches - 1) * bottleneck, nan=np.inf))
+
+
+def _price(evaluator: Evaluator, order: Devices, found: tuple[float, Devices]) -> None:
+    """Price the split of an order; what overflows is split again for less of the memory."""
+    for share in MEMORY_SHARES:
+        bottleneck, positions = found if share == 1.0 else split(make_line(evaluator.clock, order, share))
+        if np.isfinite(bottleneck):
             if not evaluator.left:
                 return
-            bottleneck, positions = split(make_line(clock, order, share))
-            if np.isfinite(bottleneck):
-                overflow, _ = evaluator(order[positions])
-                if not overflow:
-                    break
+            overflow, _ = evaluator(order[positions])
+            if not overflow:
+                return
 
 
 def make_line(clock: SimulatedClock, order: Devices, memory_share: float = 1.0) -> Line:

@@ -34,6 +34,12 @@ def test_the_best_comes_first_and_no_more_is_priced_than_allowed() -> None:
         assert [found.value_s for found in plans] == sorted(found.value_s for found in plans)
 
 
+@pytest.mark.parametrize(("evaluations", "orders"), [(20, 4), (100, 4), (200, 8), (1000, 24)])
+def test_the_dynamic_program_prices_the_fewer_orders_the_fewer_evaluations_there_are(evaluations, orders) -> None:
+    (found,) = [plan for plan in cheap_plans(chain(30), 0, evaluations) if plan.planner == "contiguous"]
+    assert found.evaluations == orders
+
+
 @pytest.mark.parametrize("ops", [2, 30])
 @pytest.mark.parametrize("evaluations", [1, 12, 60])
 def test_an_answer_is_not_worse_than_the_best_single_device_however_few_evaluations(ops, evaluations) -> None:

@@ -40,11 +40,11 @@ def draw_chain(seed: int, count: int, num_devices: int, tight: bool) -> Simulate
     return SimulatedClock(graph, topology, make_costs(graph, topology, profile), (2,) * int(rng.integers(1, 5)))
 
 
-def slowest_run(clock: SimulatedClock, order, positions) -> float:
-    """The objective by its definition, op by op: seconds a microbatch of the slowest run; infinite if one does not fit."""
+def run_seconds(clock: SimulatedClock, order, positions) -> list[float]:
+    """Seconds a microbatch of every run by definition, op by op; infinite if it does not fit."""
     costs, graph, topology = clock.costs, clock.graph, clock.topology
     seconds = costs.on_devices(costs.forward_s + costs.backward_s + costs.update_s / clock.microbatches)
-    slowest = 0.0
+    runs = []
     for position in sorted(set(positions)):
         device, ops = order[position], [op for op, own in enumerate(positions) if own == position]
         live = min(len(order) - position + clock.run_ahead, clock.microbatches)
@@ -55,8 +55,13 @@ def slowest_run(clock: SimulatedClock, order, positions) -> float:
             for a, b in ((before, device), (device, before)):
                 own += topology.latency_s[a, b] + value * topology.seconds_per_byte[a, b]
             held += live * value
-        slowest = max(slowest, own if held <= topology.memory_bytes[device] else np.inf)
-    return slowest
+        runs.append(own if held <= topology.memory_bytes[device] else np.inf)
+    return runs
+
+
+def slowest_run(clock: SimulatedClock, order, positions) -> float:
+    """The objective by its definition."""
+    return max(run_seconds(clock, order, positions))
 
 
 @settings(max_examples=80, deadline=None)
@@ -93,6 +98,30 @@ def test_the_planner_prices_the_best_split_of_every_order_of_the_devices(seed, c
         own = [slowest_run(clock, order, row) for row in runs if sorted(row) == row]
         assert min(own) == pytest.approx(best), f"no best split of order {order} was priced"
     assert evaluator.best[1] == min(clock.step_time(np.array(devices)) for devices in priced)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 7), num_devices=st.integers(2, 4), most=st.integers(1, 5))
+def test_the_given_order_is_priced_first_and_then_those_that_promise_most(seed, count, num_devices, most):
+    clock = draw_chain(seed, count, num_devices, tight=False)
+    priced = []
+
+    class Recorder(Evaluator):
+        def __call__(self, devices):
+            priced.append(devices.tolist())
+            return super().__call__(devices)
+
+    contiguous(Recorder(clock, most), np.random.default_rng(0))
+    promised = []
+    for order in itertools.permutations(range(num_devices)):
+        positions = split(make_line(clock, np.array(order)))[1]
+        runs = run_seconds(clock, order, positions.tolist())
+        promised.append((sum(runs) + (clock.microbatches - 1) * max(runs), np.array(order)[positions].tolist()))
+    assert len(priced) == min(most, len(promised))
+    assert priced[0] == promised[0][1]
+    likely = sorted(promised[1:])[: len(priced) - 1]
+    worst = likely[-1][0] * (1 + 1e-9) if likely else 0.0
+    assert all(devices in [other for seconds, other in promised[1:] if seconds <= worst] for devices in priced[1:])
 
 
 def test_runs_that_leave_no_room_are_avoided():
