@@ -1,5 +1,6 @@
 """`Controller`: decides during a run when to ask the policy, when to move, and whether a move was right."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,8 +47,9 @@ class Decision:
 
     Attributes:
         step: before which step it holds.
-        action: `move`, `keep` (a move proved right), `take back` (it did not), `stay` (no proposal was worth it) or
-            `refused` (a move was given up by the workers; nothing has changed).
+        action: `move`, `keep` (a move proved right), `take back` (it did not), `stay` (no proposal was worth it),
+            `refused` (a move was given up by the workers; nothing has changed); where somebody has to approve of moves,
+            also `propose`, `decline` (the answer was no) and `withdraw` (the proposal is out of date).
         why: in words.
         ops_moved: ops that change device.
         bytes_moved: bytes that travel.
@@ -84,6 +86,10 @@ class Decision:
         return asdict(self)
 
 
+Approval = Callable[[Decision], bool | None]
+"""What somebody says of a proposed move; none as long as nothing is said. It is asked again after every step."""
+
+
 class Controller:
     """Watches measured steps and decides on placements; lives on worker 0.
 
@@ -98,6 +104,7 @@ class Controller:
         total_steps: length of the run.
         config: how to decide.
         proposer: where to think; a process of its own if not given.
+        approve: without its yes nothing moves, but back to where the run came from; by default nobody is asked.
     """
 
     def __init__(
@@ -108,6 +115,7 @@ class Controller:
         total_steps: int,
         config: ControllerConfig | None = None,
         proposer: Proposer | None = None,
+        approve: Approval | None = None,
     ):
         self.beliefs = beliefs
         self.placement = placement
@@ -115,6 +123,7 @@ class Controller:
         self.total_steps = total_steps
         self.config = config or ControllerConfig()
         self.proposer = proposer or Proposer()
+        self.approve = approve
         self.log: list[Decision] = []
         self.pause_s = 0.1
         self._start_over("the run begins")
@@ -130,6 +139,7 @@ class Controller:
         self._reason = reason
         self._before: Decision | None = None
         self._previous: Placement | None = None
+        self._proposed: tuple[Decision, Proposal] | None = None
         self._fresh()
 
     def _fresh(self) -> None:
@@ -149,6 +159,8 @@ class Controller:
             return self._measured(step)
         if self._phase == "think":
             return self._thought(step)
+        if self._phase == "wait":
+            return self._answered(step)
         if self._phase == "judge":
             return self._judged(step)
         self._watch(step)
@@ -159,7 +171,8 @@ class Controller:
         self._reason = "before the first measurement"
         self._request = self._make_request(step - 1)
         decision = self._weigh(step - 1, answer(self._request))
-        self._phase, self._reason = "measure", "the run begins"
+        if self._phase != "wait":
+            self._phase, self._reason = "measure", "the run begins"
         return decision
 
     def moved(self, pause_s: float) -> None:
@@ -204,8 +217,8 @@ class Controller:
         proposal = self.proposer.poll()
         return None if proposal is None else self._weigh(step, proposal)
 
-    def _weigh(self, step: int, proposal: Proposal) -> Decision | None:
-        """Move if it pays."""
+    def _weigh(self, step: int, proposal: Proposal, approved: bool = False) -> Decision | None:
+        """Move if it pays and nobody has to be asked."""
         left = self.total_steps - step - 1
         target: Placement = proposal.placement
         moved = self.placement.moved(target)
@@ -232,12 +245,40 @@ class Controller:
             self._phase = "watch"
             return None
         why = f"{self._reason}; predicted {relative:.0%} shorter steps, {gain:.1f} s gained for a cost of {cost:.2f} s"
-        return self._move(step, "move", why, target, facts)
+        if self.approve is None or approved:
+            return self._move(step, "move", why, target, facts)
+        proposed = self._decision(step, "propose", why, target, facts)
+        self._note(proposed)
+        self._proposed = proposed, proposal
+        self._phase = "wait"
+        return self._answered(step)
 
-    def _move(self, step: int, action: str, why: str, target: Placement, facts: dict[str, Any]) -> Decision:
+    def _answered(self, step: int) -> Decision | None:
+        """Move once somebody approves, if it still pays; what has drifted meanwhile is another question."""
+        if self.approve is None or self._proposed is None:
+            raise RuntimeError("an answer is awaited, but nobody was asked")
+        proposed, proposal = self._proposed
+        drifted = self.beliefs.drift(self.config.drift)
+        if drifted:
+            self._note(Decision(step + 1, "withdraw", f"{_paces(drifted)} as before; the proposal is out of date"))
+            self._drifted(step, drifted)
+            return None
+        approved = self.approve(proposed)
+        if approved is None:
+            return None
+        if not approved:
+            self._note(
+                Decision(step + 1, "decline", f"somebody declined what was proposed before step {proposed.step}")
+            )
+            self._phase = "watch"
+            return None
+        self._reason = f"approved, as proposed before step {proposed.step}"
+        return self._weigh(step, proposal, approved=True)
+
+    def _decision(self, step: int, action: str, why: str, target: Placement, facts: dict[str, Any]) -> Decision:
         moved = self.placement.moved(target)
         names = [device.name for device in self.beliefs.topology.devices]
-        decision = Decision(
+        return Decision(
             step=step + 1,
             action=action,
             why=why,
@@ -248,6 +289,9 @@ class Controller:
             },
             **facts,
         )
+
+    def _move(self, step: int, action: str, why: str, target: Placement, facts: dict[str, Any]) -> Decision:
+        decision = self._decision(step, action, why, target, facts)
         self._note(decision)
         self._previous = self.placement
         self._before = decision
@@ -289,10 +333,9 @@ class Controller:
             self._drifted(step, drifted)
 
     def _drifted(self, step: int, drifted: dict[str, float]) -> None:
-        paces = ", ".join(f"{name} takes {ratio:.2f} times as long" for name, ratio in drifted.items())
         recent = self._times[-self.beliefs.window :]
         self.beliefs.correct()
-        self._start_over(f"{paces} as before")
+        self._start_over(f"{_paces(drifted)} as before")
         # The window that showed the drift is measurement enough.
         self._times, self._skip = recent, 0
         self._ask(step)
@@ -316,3 +359,7 @@ class Controller:
     def close(self) -> None:
         """End the thinking process."""
         self.proposer.close()
+
+
+def _paces(drifted: dict[str, float]) -> str:
+    return ", ".join(f"{name} takes {ratio:.2f} times as long" for name, ratio in drifted.items())

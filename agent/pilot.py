@@ -8,7 +8,7 @@ import torch.distributed as dist
 from ..placement.costs import part_sizes
 from ..placement.executor import Executor, MoveFailed, MoveReport
 from .beliefs import Beliefs
-from .controller import Controller, ControllerConfig, Decision
+from .controller import Approval, Controller, ControllerConfig, Decision
 
 
 class Pilot:
@@ -27,9 +27,12 @@ class Pilot:
         total_steps: length of the run, `executor.steps` so far included; a move has to pay until then.
         config: how to decide.
         on_decision: called on worker 0 with every decision as it is made.
+        approve: called on worker 0 with a proposed move, again after every step until it says yes or no instead of none; by
+            default nobody is asked. What proved wrong is taken back without a question.
 
     Attributes:
         log: the decisions so far, on worker 0.
+        total_steps: as given; may be changed while the run goes on.
     """
 
     def __init__(
@@ -38,12 +41,13 @@ class Pilot:
         total_steps: int,
         config: ControllerConfig | None = None,
         on_decision: Callable[[Decision], None] | None = None,
+        approve: Approval | None = None,
     ):
         self.executor = executor
         self.total_steps = total_steps
         self.log: list[Decision] = []
         self._on_decision = on_decision
-        self._controller = _controller(executor, total_steps, config) if executor.rank == 0 else None
+        self._controller = _controller(executor, total_steps, config, approve) if executor.rank == 0 else None
 
     def place(self) -> MoveReport | None:
         """Move at once to what the policy makes of op times, devices and links, before a step is measured.
@@ -83,6 +87,7 @@ class Pilot:
         controller, report = self._controller, self.executor.report
         if controller is None or report is None or step + 1 >= self.total_steps or self.executor.pending:
             return None
+        controller.total_steps = self.total_steps
         return controller.observe(step, report)
 
     def _tell(self, controller: Controller) -> None:
@@ -97,7 +102,9 @@ class Pilot:
             self._controller.close()
 
 
-def _controller(executor: Executor, total_steps: int, config: ControllerConfig | None) -> Controller:
+def _controller(
+    executor: Executor, total_steps: int, config: ControllerConfig | None, approve: Approval | None
+) -> Controller:
     sizes = tuple(part_sizes(executor.batch_size, executor.micro_size))
     beliefs = Beliefs(
         executor.graph,
@@ -107,4 +114,4 @@ def _controller(executor: Executor, total_steps: int, config: ControllerConfig |
         executor.optimizer_state_per_parameter,
         clipping=executor.max_grad_norm is not None,
     )
-    return Controller(beliefs, executor.placement, executor.op_bytes, total_steps, config)
+    return Controller(beliefs, executor.placement, executor.op_bytes, total_steps, config, approve=approve)

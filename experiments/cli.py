@@ -1,6 +1,7 @@
 """The command line."""
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code (2 for bad input, 130 after Ctrl-C)."""
+    """Run a command; returns the exit code (2 for bad input, 124 where a deadline ended the run, 130 after Ctrl-C)."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -77,7 +78,7 @@ def _add_run(commands: Any) -> None:
         "--resume",
         metavar="RUN_DIR",
         default="",
-        help="go on with a stopped run; but for --elastic and --verify, its options are its own",
+        help="go on with a stopped run; but for --deadline, --elastic and --verify, its options are its own",
     )
     run.add_argument(
         "--elastic",
@@ -85,6 +86,17 @@ def _add_run(commands: Any) -> None:
         help="when a worker is killed or hangs, go on from the last checkpoint on the other devices",
     )
     add_retry(run)
+    run.add_argument(
+        "--deadline",
+        metavar="TIME",
+        default="",
+        help="end with everything saved so long from now: 45m, 2h30m; a move of the agent has to pay until then",
+    )
+    run.add_argument(
+        "--approve",
+        action="store_true",
+        help="ask before every move, here or through a file in the run folder; the run goes on meanwhile",
+    )
     run.add_argument(
         "--trace", metavar="STEPS", default="", help="write these steps' measured timelines for Perfetto: 3,10-12"
     )
@@ -118,12 +130,15 @@ def _add_train(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from .deadline import parse_duration
     from .run import resume_run, start_run
 
-    retry_s = options.retry_after if options.elastic else None
-    if options.resume:
-        return resume_run(options.resume, verify=options.verify, retry_s=retry_s)
-    return start_run(run_config(options), verify=options.verify, retry_s=retry_s)
+    how = {
+        "verify": options.verify,
+        "retry_s": options.retry_after if options.elastic else None,
+        "deadline_s": parse_duration(options.deadline) if options.deadline else math.inf,
+    }
+    return resume_run(options.resume, **how) if options.resume else start_run(run_config(options), **how)
 
 
 def run_config(options: argparse.Namespace) -> "RunConfig":
@@ -170,6 +185,7 @@ def run_config(options: argparse.Namespace) -> "RunConfig":
         run_dir=options.run_dir or time.strftime("runs/%Y%m%d-%H%M%S"),
         trace=parse_steps(options.trace, options.steps) if options.trace else (),
         tensorboard=options.tensorboard,
+        approve=options.approve,
     )
 
 

@@ -22,7 +22,9 @@ from ..placement.graph import Graph
 from ..placement.placement import Placement, colocate
 from ..placement.planners import plan
 from ..placement.topology import Topology
+from .approval import read_answer
 from .data import ImageData, batches, load_data
+from .deadline import Deadline
 from .models import build_model, load_user_model
 from .run_config import RunConfig
 from .run_files import CHECKPOINTS, STOP, RunFiles
@@ -30,6 +32,7 @@ from .tensorboard import Board
 from .trace import write_traces
 from .watching import Watching
 
+ASKED, TIME_UP = "asked", "time is up"
 SETTLED = 2
 """Steps after a change of placement or pace until the timeline is looked at."""
 
@@ -54,27 +57,28 @@ def run_batches(config: RunConfig, data: ImageData, first_step: int = 0) -> Iter
 
 @dataclass
 class Outcome:
-    """What worker 0 reports of a finished or stopped run."""
+    """What worker 0 reports of a finished run, or of one that was stopped, and why."""
 
     steps: int
-    stopped: bool
+    stopped: str
     decisions: list[dict[str, Any]]
     overruns: int
     loop_s: float
 
 
-def train(config: RunConfig, here: Topology, resume: bool) -> Outcome:
-    """Train to the end or until a stop is asked for; called on every worker.
+def train(config: RunConfig, here: Topology, resume: bool, ends_at: float) -> Outcome:
+    """Train to the end, until a stop is asked for, or as long as there is time; called on every worker.
 
     Args:
         config: the run.
         here: those of its devices that there are.
         resume: go on from its last checkpoint.
+        ends_at: when everything has to be saved, a reading of `time.time`, or infinity.
 
     Raises:
         SegueError: for bad input found on the way, the same on every worker.
     """
-    job = _Job(config, here, resume)
+    job = _Job(config, here, resume, ends_at)
     try:
         return job.run()
     finally:
@@ -84,8 +88,9 @@ def train(config: RunConfig, here: Topology, resume: bool) -> Outcome:
 class _Job:
     """The run's state on one worker."""
 
-    def __init__(self, config: RunConfig, here: Topology, resume: bool):
+    def __init__(self, config: RunConfig, here: Topology, resume: bool, ends_at: float):
         self.config = config
+        self.deadline = Deadline(ends_at)
         self.folder = Path(config.run_dir)
         self.rank = dist.get_rank()
         self.files: RunFiles | None = None
@@ -109,7 +114,9 @@ class _Job:
             self._decided(moved)
         if config.agent:
             settings = ControllerConfig(evaluations=config.evaluations, seed=config.seed, policy_path=config.policy)
-            self.pilot = Pilot(self.executor, config.steps, settings, self._decided)
+            self.pilot = Pilot(
+                self.executor, config.steps, settings, self._decided, self._approve if config.approve else None
+            )
         if not resume:
             self._checkpoint()
 
@@ -197,6 +204,9 @@ class _Job:
         if self.files is not None:
             self.files.decision(decision)
 
+    def _approve(self, proposed: Decision) -> bool | None:
+        return read_answer(self.folder, proposed.step)
+
     def _slow_down(self, steps: range | list[int]) -> None:
         for event in self.config.slow:
             if event.step in steps and event.device in self.topology.index:
@@ -205,9 +215,10 @@ class _Job:
     def run(self) -> Outcome:
         """The training loop."""
         config, executor = self.config, self.executor
-        begin, stopped, pause = time.monotonic(), False, 0.0
+        begin, stopped, pause = time.monotonic(), "", 0.0
         bar = tqdm(total=config.steps, initial=self.first_step, unit="step", disable=self.rank != 0, dynamic_ncols=True)
         step = self.first_step
+        self.deadline.begin()
         look = {SETTLED, step + SETTLED, *(event.step + SETTLED for event in config.slow)}
         for step, batch in enumerate(run_batches(config, self.data, self.first_step), self.first_step):
             self._slow_down([step])
@@ -219,7 +230,9 @@ class _Job:
             pause = self._move(step + 1, look)
             bar.update()
             bar.set_postfix_str(f"loss {loss:.4f}, {self._report().step_time_s * 1e3:.0f} ms/step")
-            stopped = self._stop_asked()
+            self.deadline.step_done()
+            self._look_ahead(step + 1)
+            stopped = self._why_stop(step + 1)
             if stopped:
                 break
             if (step + 1) % config.checkpoint_every == 0:
@@ -242,11 +255,29 @@ class _Job:
             self._save_placement(f"placement-step-{next_step:05d}.json", self.pilot.log[-1].predicted_after_s)
         return moved.pause_s
 
-    def _stop_asked(self) -> bool:
-        """Whether somebody has asked worker 0 for a stop; the same on every worker."""
-        asked = torch.tensor([self.rank == 0 and (self.folder / STOP).exists()])
-        dist.broadcast(asked, src=0)
-        return bool(asked.item())
+    def _why_stop(self, done: int) -> str:
+        """Why to stop (worker 0 was asked to, or sees no time for another step), or nothing; the same on every worker."""
+        reasons = ("", ASKED, TIME_UP)
+        up = done < self.config.steps and self.deadline.is_up
+        why = ASKED if (self.folder / STOP).exists() else TIME_UP if up else ""
+        number = torch.tensor(reasons.index(why))
+        dist.broadcast(number, src=0)
+        return reasons[int(number.item())]
+
+    def _look_ahead(self, done: int) -> None:
+        """Tell the agent how many steps there will be, and the person if they are fewer than the run's."""
+        if self.files is None:
+            return
+        if self.pilot is not None:
+            self.pilot.total_steps = done + self.deadline.steps_left(self.config.steps - done)
+        warning = self.deadline.warning(done, self.config.steps)
+        if warning is not None:
+            self._warn(done, warning)
+
+    def _warn(self, step: int, text: str) -> None:
+        assert self.files is not None
+        tqdm.write(f"segue: step {step}: {text}", file=sys.stderr)
+        self.files.decision(Decision(step, "warn", text))
 
     def _busy(self) -> list[float]:
         """Busy seconds of all devices of the run; 0 where one is not there."""
@@ -290,12 +321,13 @@ class _Job:
     def _checkpoint(self) -> None:
         """Save the run; if that fails it goes on, and the checkpoint before stays."""
         extra = {"devices": list(self.topology.index), "placement": self.executor.placement.devices.tolist()}
+        begin = time.monotonic()
         try:
             save_checkpoint(self.executor, self.folder / CHECKPOINTS, extra)
         except CheckpointFailed as error:
             if self.files is not None:
-                tqdm.write(f"segue: step {self.executor.steps}: no checkpoint: {error}", file=sys.stderr)
-                self.files.decision(Decision(self.executor.steps, "warn", f"no checkpoint: {error}"))
+                self._warn(self.executor.steps, f"no checkpoint: {error}")
+        self.deadline.saved(time.monotonic() - begin)
 
     def close(self) -> None:
         if self.watching is not None:

@@ -1,5 +1,6 @@
 """`segue run`: starts the workers of a training run, stops them when asked to, and reports."""
 
+import math
 import shutil
 import signal
 import sys
@@ -21,8 +22,9 @@ from ..placement.executor import WorkerFailed, launch, run_elastic
 from ..placement.executor.checkpoint_files import LATEST
 from ..placement.files import write_json
 from ..placement.topology import Topology
+from .approval import Questions
 from .data import load_data
-from .job import Outcome, make_model, make_optimizer, run_batches, train
+from .job import TIME_UP, Outcome, make_model, make_optimizer, run_batches, train
 from .launch_command import say
 from .plain import plain_losses
 from .record import Event, RunRecord
@@ -35,11 +37,20 @@ from .trace import read_traces
 
 VERIFY_TOLERANCE = 1e-4
 """Largest relative difference of losses to plain PyTorch: float32 sums in another order, amplified by training."""
+EXIT_DEADLINE = 124
+"""As `timeout` has it."""
 GRACE_S = 60.0
 """Seconds that a run has to stop by itself after Ctrl-C."""
 
 
-def start_run(config: RunConfig, *, resume: bool = False, verify: bool = False, retry_s: float | None = None) -> int:
+def start_run(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    verify: bool = False,
+    retry_s: float | None = None,
+    deadline_s: float = math.inf,
+) -> int:
     """Run to the end, write the run folder, print the table; returns the exit code.
 
     Args:
@@ -47,11 +58,12 @@ def start_run(config: RunConfig, *, resume: bool = False, verify: bool = False, 
         resume: go on from its last checkpoint.
         verify: compare the losses with plain PyTorch's at the end.
         retry_s: go on without a device whose worker is lost, and try it again after so long; by default the run ends.
+        deadline_s: everything is saved so many seconds from now, whether all steps are done or not.
 
     Raises:
         SegueError: for bad input, before anything is written where that can be known.
     """
-    folder = Path(config.run_dir)
+    folder, ends_at = Path(config.run_dir), time.time() + deadline_s
     if not resume:
         _check(config)
         _make_folder(folder)
@@ -60,7 +72,7 @@ def start_run(config: RunConfig, *, resume: bool = False, verify: bool = False, 
     print(f"segue: {config.model} on {config.data}, {_devices(config)}; writing to {folder}", file=sys.stderr)
     try:
         with _graceful_stop(folder) as poll:
-            outcome = _train(config, resume, retry_s, poll)
+            outcome = _train(config, resume, retry_s, ends_at, poll)
     except SegueError:
         if not resume and not has_checkpoint(folder):
             shutil.rmtree(folder)
@@ -73,18 +85,27 @@ def start_run(config: RunConfig, *, resume: bool = False, verify: bool = False, 
         (folder / STOP).unlink(missing_ok=True)
     report(folder, outcome.overruns, outcome.loop_s)
     if outcome.stopped:
-        print(f"segue: stopped after step {outcome.steps} of {config.steps}", file=sys.stderr)
+        why = "its deadline" if outcome.stopped == TIME_UP else "a signal"
+        print(f"segue: stopped by {why} after step {outcome.steps} of {config.steps}", file=sys.stderr)
         _say_resume(folder)
-        return 130
+        return EXIT_DEADLINE if outcome.stopped == TIME_UP else 130
     return check_losses(config) if verify else 0
 
 
-def _train(config: RunConfig, resume: bool, retry_s: float | None, poll: Callable[[], None]) -> Outcome:
+def _train(
+    config: RunConfig, resume: bool, retry_s: float | None, ends_at: float, watch_signals: Callable[[], None]
+) -> Outcome:
     folder = Path(config.run_dir)
+    questions = Questions(folder) if config.approve else None
+
+    def poll() -> None:
+        watch_signals()
+        if questions is not None:
+            questions.poll()
 
     def start(here: Topology, end_when: Callable[[], bool]) -> Outcome:
         again = resume or has_checkpoint(folder)
-        return launch(train, here, config, here, again, poll=poll, end_when=end_when)[0]
+        return launch(train, here, config, here, again, ends_at, poll=poll, end_when=end_when)[0]
 
     if retry_s is None:
         return start(config.devices(), lambda: False)
@@ -282,7 +303,7 @@ def check_losses(config: RunConfig) -> int:
     return 0 if good else 1
 
 
-def resume_run(folder: str, *, verify: bool = False, retry_s: float | None = None) -> int:
+def resume_run(folder: str, *, verify: bool = False, retry_s: float | None = None, deadline_s: float = math.inf) -> int:
     """Go on with a run from its last checkpoint; options as of `start_run`.
 
     Raises:
@@ -291,4 +312,4 @@ def resume_run(folder: str, *, verify: bool = False, retry_s: float | None = Non
     config = RunConfig.load(folder)
     if not has_checkpoint(Path(folder)):
         raise SegueError(f"--resume {folder}: no checkpoint there; start the run again with another --run-dir")
-    return start_run(config, resume=True, verify=verify, retry_s=retry_s)
+    return start_run(config, resume=True, verify=verify, retry_s=retry_s, deadline_s=deadline_s)

@@ -73,6 +73,7 @@ class RunConfig:
         run_dir: where everything is written.
         trace: steps whose measured timeline is written as a Perfetto trace.
         tensorboard: whether curves are written.
+        approve: whether a person is asked before each move.
     """
 
     model: str
@@ -94,6 +95,7 @@ class RunConfig:
     run_dir: str
     trace: tuple[int, ...] = ()
     tensorboard: bool = False
+    approve: bool = False
 
     def devices(self) -> Topology:
         """The topology."""

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.controller import Decision
-from ..placement.files import write_text
+from ..placement.files import write_json, write_text
 
 CHECKPOINTS = "checkpoints"
 LOSSES = "losses.csv"
 DECISIONS = "decisions.jsonl"
 STOP = "stop"
+PROPOSAL = "proposal.json"
 COLUMNS = ("step", "loss", "step_time_s", "pause_s", "device_busy_s")
 
 
@@ -47,12 +48,17 @@ class RunFiles:
         self._losses.flush()
 
     def decision(self, decision: Decision) -> None:
-        """Add a decision's line."""
+        """Add a decision's line; a proposal stands in a file of its own until it is decided on."""
         self._decisions.write(json.dumps(decision.to_record()) + "\n")
         self._decisions.flush()
+        if decision.action == "propose":
+            write_json(self.folder / PROPOSAL, decision.to_record())
+        elif decision.action != "warn":
+            (self.folder / PROPOSAL).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files; what is still proposed is no question any more."""
+        (self.folder / PROPOSAL).unlink(missing_ok=True)
         self._losses.close()
         self._decisions.close()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segue.agent.beliefs import Beliefs
-from segue.agent.controller import Controller, ControllerConfig, Decision
+from segue.agent.controller import Approval, Controller, ControllerConfig, Decision
 from segue.agent.propose import Proposal
 from segue.agent.proposer import Request
 from segue.placement.clock import SimulatedClock
@@ -68,13 +68,14 @@ def play(
     outlier: int = -1,
     pause_s: float = 0.1,
     slow_links_from: int = STEPS,
+    approve: Approval | None = None,
     **changes: Any,
 ) -> Controller:
     """A run whose true speeds change at the given steps."""
     beliefs = Beliefs(GRAPH, TOPOLOGY, PROFILE, SIZES)
     config = ControllerConfig(**{**CONFIG.__dict__, **changes})
     start = Placement(SPLIT, len(SIZES))
-    controller = Controller(beliefs, start, GRAPH.parameter_bytes * 3, steps, config, thinker)  # pyright: ignore
+    controller = Controller(beliefs, start, GRAPH.parameter_bytes * 3, steps, config, thinker, approve)  # pyright: ignore
     controller.pause_s = pause_s
     clock = truth(TOPOLOGY.speed)
     for step in range(steps):
@@ -104,12 +105,15 @@ def test_a_better_placement_is_taken_and_kept() -> None:
     assert set(map(tuple, move.moves.values())) == {("dev1", "dev0")}
 
 
-def test_a_placement_that_proves_slower_is_taken_back() -> None:
-    class Liar(Thinker):
-        def poll(self) -> Proposal:
-            honest = super().poll()
-            return Proposal(honest.placement, 0.01, honest.start_step_time_s, 1, "search", 1, True)
+class Liar(Thinker):
+    """Promises more than is true."""
 
+    def poll(self) -> Proposal:
+        honest = super().poll()
+        return Proposal(honest.placement, 0.01, honest.start_step_time_s, 1, "search", 1, True)
+
+
+def test_a_placement_that_proves_slower_is_taken_back() -> None:
     controller = play(Liar(np.ones(OPS, np.int64)), {})
     assert actions(controller)[:2] == ["move", "take back"]
     assert np.array_equal(controller.placement.devices, SPLIT)
@@ -155,10 +159,75 @@ def test_one_slow_step_is_no_drift() -> None:
     assert actions(controller) == ["move", "keep"]
 
 
-def make_controller(thinker: Thinker) -> Controller:
+class Person:
+    """Somebody who looks at every proposal, and says something after so many steps."""
+
+    def __init__(self, word: bool, after: int):
+        self.word = word
+        self.after = after
+        self.asked: list[Decision] = []
+
+    def __call__(self, proposed: Decision) -> bool | None:
+        self.asked.append(proposed)
+        return self.word if self.asked.count(proposed) > self.after else None
+
+
+def test_a_move_waits_until_somebody_approves_of_it() -> None:
+    person = Person(True, after=5)
+    controller = play(Thinker(BETTER), {}, approve=person)
+    assert actions(controller) == ["propose", "move", "keep"]
+    proposed, move, _ = controller.log
+    assert move.step == proposed.step + 5
+    assert person.asked == [proposed] * 6
+    assert move.moves == proposed.moves
+    assert move.why.startswith(f"approved, as proposed before step {proposed.step}; predicted ")
+    assert proposed.predicted_gain_s is not None
+    assert move.predicted_gain_s is not None
+    assert move.predicted_gain_s < proposed.predicted_gain_s
+
+
+def test_what_somebody_declines_is_not_made_and_not_asked_again() -> None:
+    person = Person(False, after=0)
+    controller = play(Thinker(BETTER), {}, approve=person)
+    assert actions(controller) == ["propose", "decline"]
+    assert len(person.asked) == 1
+    assert np.array_equal(controller.placement.devices, SPLIT)
+
+
+def test_an_approval_that_comes_too_late_to_pay_changes_nothing() -> None:
+    controller = play(Thinker(BETTER), {}, pause_s=2.0, approve=Person(True, after=45))
+    assert actions(controller) == ["propose", "stay"]
+    assert np.array_equal(controller.placement.devices, SPLIT)
+
+
+def test_a_proposal_that_a_change_of_pace_overtakes_is_withdrawn() -> None:
+    slow = TOPOLOGY.speed / np.array([6.0, 1.0])
+    person = Person(True, after=40)
+    controller = play(Thinker(BETTER, np.repeat([0, 1], [3, 9])), {30: slow}, approve=person)
+    assert actions(controller) == ["propose", "withdraw", "propose"]
+    assert "dev0 takes" in controller.log[1].why
+
+
+def test_what_proves_slower_is_taken_back_without_a_question() -> None:
+    controller = play(Liar(np.ones(OPS, np.int64)), {}, approve=Person(True, after=0))
+    assert actions(controller)[:3] == ["propose", "move", "take back"]
+
+
+def make_controller(thinker: Thinker, approve: Approval | None = None) -> Controller:
     beliefs = Beliefs(GRAPH, TOPOLOGY, PROFILE, SIZES)
     start = Placement(np.zeros(OPS, np.int64), len(SIZES))
-    return Controller(beliefs, start, GRAPH.parameter_bytes * 3, STEPS, CONFIG, thinker)  # pyright: ignore
+    return Controller(beliefs, start, GRAPH.parameter_bytes * 3, STEPS, CONFIG, thinker, approve)  # pyright: ignore
+
+
+def test_a_placement_before_the_first_step_waits_for_its_approval_too() -> None:
+    controller = make_controller(Thinker(BETTER), Person(True, after=3))
+    assert controller.place(0) is None
+    clock = truth(TOPOLOGY.speed)
+    for step in range(STEPS):
+        if controller.observe(step, clock.step(controller.placement)) is not None:
+            controller.moved(0.01)
+    assert actions(controller)[:3] == ["propose", "move", "keep"]
+    assert controller.log[0].step == 0
 
 
 def test_ops_are_placed_before_the_first_step_and_then_measured() -> None:

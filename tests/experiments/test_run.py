@@ -3,11 +3,14 @@
 import csv
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
 
+from segue.experiments.approval import answer_file
 from segue.experiments.cli import main
+from segue.experiments.run_files import PROPOSAL
 
 pytestmark = [pytest.mark.slow, pytest.mark.quiet, pytest.mark.timeout(300)]
 
@@ -105,3 +108,37 @@ def test_every_move_says_which_ops_and_why_and_pays(with_agent: Path) -> None:
         assert len(move["moves"]) == move["ops_moved"] > 0
         assert move["predicted_gain_s"] > move["predicted_cost_s"]
         assert all(source != target for source, target in move["moves"].values())
+
+
+def answer_yes(run: Path, ended: threading.Event) -> None:
+    """Approve of whatever a run proposes."""
+    while not ended.wait(0.05):
+        if (run / PROPOSAL).exists():
+            answer_file(run, json.loads((run / PROPOSAL).read_text())["step"]).write_text("yes\n")
+
+
+def test_nothing_moves_before_somebody_has_approved_of_it(
+    folder: Path, with_agent: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, ended = folder / "asked", threading.Event()
+    person = threading.Thread(target=answer_yes, args=(run, ended))
+    person.start()
+    try:
+        profile = str(with_agent / "profile.json")
+        assert main(arguments(folder, "asked", "--slow", "none", "--approve", "--profile", profile)) == 0
+    finally:
+        ended.set()
+        person.join()
+    decisions = [json.loads(line) for line in (run / "decisions.jsonl").read_text().splitlines()]
+    decisions = [decision for decision in decisions if decision["action"] != "warn"]
+    moves = [number for number, decision in enumerate(decisions) if decision["action"] == "move"]
+    assert moves
+    for number in moves:
+        before, move = decisions[number - 1], decisions[number]
+        assert before["action"] == "propose"
+        assert before["moves"] == move["moves"]
+        assert before["step"] <= move["step"]
+        assert move["why"].startswith(f"approved, as proposed before step {before['step']}; predicted ")
+    assert not (run / PROPOSAL).exists()
+    assert f"before step {decisions[moves[0] - 1]['step']} the agent would move" in capfd.readouterr().err
+    assert len(losses(run)) == STEPS

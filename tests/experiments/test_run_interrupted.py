@@ -72,6 +72,23 @@ def test_ctrl_c_saves_everything_and_the_run_goes_on_where_it_stopped(
     assert losses(run) == expected
 
 
+def test_a_deadline_saves_everything_and_the_run_goes_on_where_it_stopped(
+    folder: Path, expected: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = folder / "late"
+    assert main(undisturbed(folder, "late", "--deadline", "12s", "--steps", "20000")) == 124
+    done = len(losses(run))
+    error = capfd.readouterr().err
+    assert f"segue: stopped by its deadline after step {done} of 20000" in error
+    assert f"segue run --resume {run}" in error
+    assert find(run / "checkpoints")[1]["step"] == done
+    assert json.loads((run / "summary.json").read_text())["steps"] == done
+    both = min(done, STEPS)
+    assert losses(run)[:both] == expected[:both]
+    assert main(["run", "--resume", str(run), "--deadline", "8s"]) == 124
+    assert len(losses(run)) > done
+
+
 def kill_the_last_worker() -> None:
     os.kill(workers_of(os.getpid())[-1], signal.SIGKILL)
 
