@@ -258,8 +258,8 @@ class _Job:
     def _why_stop(self, done: int) -> str:
         """Why to stop (worker 0 was asked to, or sees no time for another step), or nothing; the same on every worker."""
         reasons = ("", ASKED, TIME_UP)
-        up = done < self.config.steps and self.deadline.is_up
-        why = ASKED if (self.folder / STOP).exists() else TIME_UP if up else ""
+        asked = self.rank == 0 and (self.folder / STOP).exists()
+        why = ASKED if asked else TIME_UP if self.deadline.is_up and done < self.config.steps else ""
         number = torch.tensor(reasons.index(why))
         dist.broadcast(number, src=0)
         return reasons[int(number.item())]
