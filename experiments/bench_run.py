@@ -52,6 +52,7 @@ def _table(out: Path) -> str:
     start, after = on["acts"][0]["before_s"][1], on["acts"][0]["after_s"][1]
     end, reference = on["acts"][-1]["after_s"][1], told["step_time_after_first_s"]
     without = off["acts"][-1]["after_s"][1]
+    idle, left = off["idle_device_s"], on["idle_device_s"]
     rows: list[tuple[str, Any, Any, str]] = [
         ("step time, first act (ms)", _ms(start), _ms(after), _change(start, after)),
         ("step time, second act (ms)", _ms(without), _ms(end), _change(without, end)),
@@ -61,6 +62,7 @@ def _table(out: Path) -> str:
             f"{on['runtime_s']:.1f}",
             _change(off["runtime_s"], on["runtime_s"]),
         ),
+        ("devices idle (device seconds)", f"{idle:.0f}", f"{left:.0f}", _change(idle, left)),
         ("told of the slow-down from the start (ms)", "", _ms(reference), f"reached {end / reference - 1:+.1%}"),
         ("ops moved", "", f"{on['ops_moved_share']:.0%}", ""),
         ("migration pause, all moves (s)", "", f"{on['pause_s_total']:.2f}", ""),

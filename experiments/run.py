@@ -232,6 +232,7 @@ def table(summary: dict[str, Any]) -> str:
         ("loss, first and last", f"{summary['loss_first']:.4f}, {summary['loss_last']:.4f}"),
         ("busy share at the start", _shares(summary["busy_share_start"])),
         ("busy share at the end", _shares(summary["busy_share_end"])),
+        ("idle", f"{summary['idle_device_s'] / summary['device_s']:.0%} of {summary['device_s']:.0f} device seconds"),
     ]
     if "emulated" in kind:
         rows.append(("instructions late (emulated)", str(summary["overruns"])))

@@ -157,6 +157,8 @@ def summarize(run: Run, overruns: int = 0, loop_s: float | None = None) -> dict[
         "loss_last": run.losses[-1]["loss"],
         "busy_share_start": _busy_share(run, 0, len(acts[0].before) + FIRST_STEPS),
         "busy_share_end": _busy_share(run, len(run.losses) - len(acts[-1].after), len(run.losses)),
+        "device_s": runtime * run.topology.num_devices,
+        "idle_device_s": runtime * run.topology.num_devices - sum(sum(row["device_busy_s"]) for row in run.losses),
         "overruns": overruns,
         "warnings": [row["why"] for row in run.decisions if row["action"] == "warn"],
     }

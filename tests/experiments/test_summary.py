@@ -59,6 +59,9 @@ def test_step_times_before_and_after_moves_are_told_apart() -> None:
     assert summary["ops_moved_share"] == 0.25
     assert summary["runtime_s"] == 9 + 18 + 7 + 9
     assert summary["busy_share_end"] == {"dev0": 0.5, "dev1": 0.25}
+    assert summary["device_s"] == 2 * 43
+    assert summary["idle_device_s"] == pytest.approx(43 / 2 + 43 * 3 / 4)
+    assert "62% of 86 device seconds" in table(summary)
 
 
 def test_a_run_is_cut_into_acts_where_devices_become_slower() -> None:
