@@ -17,6 +17,8 @@ from .executor import Executor
 _STAGES, _MICROBATCHES = 12, 4
 _SAMPLES, _SMALL, _LARGE = 4, 16, 1 << 16
 _WARM, _STEPS = 5, 25
+_ENOUGH_S, _FEWEST = 3.0, 4
+"""Over slow links few steps have to do: after so many seconds no more than these are waited for."""
 
 
 class _Scale(nn.Module):
@@ -88,11 +90,11 @@ class _Chain:
     def _measure(self, devices: NDArray[np.int64]) -> float:
         """Median step time of a placement, the same on every worker."""
         self.executor.apply(Placement(devices, _MICROBATCHES))
-        times = []
-        for _ in range(_WARM + _STEPS):
+        times: list[float] = []
+        while len(times) < _WARM + _STEPS and (len(times) < _FEWEST or sum(times) < _ENOUGH_S):
             self.executor.step(self.batch)
             times.append(self.executor.report.step_time_s if self.executor.report else 0.0)
-        return float(np.median(times[_WARM:]))
+        return float(np.median(times[min(_WARM, len(times) // 2) :]))
 
     def _predict(self, devices: NDArray[np.int64], overhead_s: float, message_s: float, per_byte: float) -> float:
         clock = self.executor.clock()
