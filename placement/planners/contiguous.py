@@ -34,12 +34,16 @@ def contiguous(evaluator: Evaluator, rng: np.random.Generator) -> None:
             f"planner 'contiguous': the costs of cutting {ops} ops between {devices} devices take {nbytes / 2**30:.1f} GiB, "
             f"more than the {MOST_BYTES / 2**30:.1f} that it may; use 'speed-proportional' or the agent"
         )
+    given, *others = _orders(clock, rng)
+    _price(evaluator, given, split(make_line(clock, given)))
+    if not evaluator.left:
+        return
     tries: list[tuple[float, Devices, tuple[float, Devices]]] = []
-    for order in _orders(clock, rng):
+    for order in others:
         line = make_line(clock, order)
         found = split(line)
         tries.append((_estimate(line, *found, clock.microbatches), order, found))
-    for _, order, found in [tries[0], *sorted(tries[1:], key=lambda each: each[0])]:
+    for _, order, found in sorted(tries, key=lambda each: each[0]):
         _price(evaluator, order, found)
 
 

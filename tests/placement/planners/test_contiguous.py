@@ -64,6 +64,18 @@ def slowest_run(clock: SimulatedClock, order, positions) -> float:
     return max(run_seconds(clock, order, positions))
 
 
+class Recorder(Evaluator):
+    """Keeps what it was asked for, in that order."""
+
+    def __init__(self, clock: SimulatedClock, evaluations: int):
+        super().__init__(clock, evaluations)
+        self.priced: list[list[int]] = []
+
+    def __call__(self, devices):
+        self.priced.append(devices.tolist())
+        return super().__call__(devices)
+
+
 @settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 8), num_devices=st.integers(1, 4), tight=st.booleans())
 def test_the_dynamic_program_is_as_good_as_the_best_of_all_contiguous_splits(seed, count, num_devices, tight):
@@ -82,37 +94,24 @@ def test_the_dynamic_program_is_as_good_as_the_best_of_all_contiguous_splits(see
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 7), num_devices=st.integers(1, 3))
 def test_the_planner_prices_the_best_split_of_every_order_of_the_devices(seed, count, num_devices):
     clock = draw_chain(seed, count, num_devices, tight=False)
-    priced = []
-
-    class Recorder(Evaluator):
-        def __call__(self, devices):
-            priced.append(devices.tolist())
-            return super().__call__(devices)
-
     evaluator = Recorder(clock, 100)
     contiguous(evaluator, np.random.default_rng(0))
     for order in itertools.permutations(range(num_devices)):
         every = itertools.combinations_with_replacement(range(num_devices), count)
         best = min(slowest_run(clock, order, row) for row in every)
-        runs = [[order.index(device) for device in devices] for devices in priced]
+        runs = [[order.index(device) for device in devices] for devices in evaluator.priced]
         own = [slowest_run(clock, order, row) for row in runs if sorted(row) == row]
         assert min(own) == pytest.approx(best), f"no best split of order {order} was priced"
-    assert evaluator.best[1] == min(clock.step_time(np.array(devices)) for devices in priced)
+    assert evaluator.best[1] == min(clock.step_time(np.array(devices)) for devices in evaluator.priced)
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 7), num_devices=st.integers(2, 4), most=st.integers(1, 5))
 def test_the_given_order_is_priced_first_and_then_those_that_promise_most(seed, count, num_devices, most):
     clock = draw_chain(seed, count, num_devices, tight=False)
-    priced = []
-
-    class Recorder(Evaluator):
-        def __call__(self, devices):
-            priced.append(devices.tolist())
-            return super().__call__(devices)
-
-    contiguous(Recorder(clock, most), np.random.default_rng(0))
-    promised = []
+    evaluator = Recorder(clock, most)
+    contiguous(evaluator, np.random.default_rng(0))
+    priced, promised = evaluator.priced, []
     for order in itertools.permutations(range(num_devices)):
         positions = split(make_line(clock, np.array(order)))[1]
         runs = run_seconds(clock, order, positions.tolist())
