@@ -1,6 +1,5 @@
 """Moves that a person approves of: asked at the terminal of `segue run`, answered there or by a file in the run folder."""
 
-import json
 import os
 import select
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..placement.files import write_text
-from .run_files import PROPOSAL
+from .run_files import PROPOSAL, read_proposal
 
 ANSWERS = {"y": True, "yes": True, "n": False, "no": False}
 
@@ -46,7 +45,7 @@ class Questions:
 
     def poll(self) -> None:
         """Ask what is new, and take in what has been typed."""
-        proposal = self._proposal()
+        proposal = read_proposal(self._folder)
         step = None if proposal is None else int(proposal["step"])
         if step != self._open:
             self._open = step
@@ -59,12 +58,6 @@ class Questions:
         if step is not None:
             self._listen(step)
             self._check(step)
-
-    def _proposal(self) -> dict[str, Any] | None:
-        try:
-            return json.loads((self._folder / PROPOSAL).read_text())
-        except FileNotFoundError:
-            return None
 
     def _ask(self, step: int) -> None:
         if self._terminal is None:

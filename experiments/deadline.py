@@ -3,6 +3,7 @@
 import re
 import time
 from collections import deque
+from statistics import median_high
 
 from ..placement.errors import SegueError
 
@@ -37,10 +38,10 @@ class Deadline:
         self._recent: deque[float] = deque(maxlen=8)
         self._save_s = 0.0
         self._warned = False
-        self._last = time.time()
+        self.begin()
 
     def begin(self) -> None:
-        """The first step begins."""
+        """The next step begins."""
         self._last = time.time()
 
     def step_done(self) -> None:
@@ -52,7 +53,7 @@ class Deadline:
     def saved(self, seconds: float) -> None:
         """A checkpoint took so long; it is no part of the next step."""
         self._save_s = max(self._save_s, seconds)
-        self._last = time.time()
+        self.begin()
 
     @property
     def left_s(self) -> float:
@@ -68,7 +69,7 @@ class Deadline:
     @property
     def pace_s(self) -> float:
         """Median seconds of the last steps."""
-        return sorted(self._recent)[len(self._recent) // 2]
+        return median_high(self._recent)
 
     @property
     def is_up(self) -> bool:

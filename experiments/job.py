@@ -1,6 +1,5 @@
 """The training run as each worker lives it."""
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -266,18 +265,13 @@ class _Job:
 
     def _look_ahead(self, done: int) -> None:
         """Tell the agent how many steps there will be, and the person if they are fewer than the run's."""
-        if self.files is None:
+        if self.watching is None:
             return
         if self.pilot is not None:
             self.pilot.total_steps = done + self.deadline.steps_left(self.config.steps - done)
         warning = self.deadline.warning(done, self.config.steps)
         if warning is not None:
-            self._warn(done, warning)
-
-    def _warn(self, step: int, text: str) -> None:
-        assert self.files is not None
-        tqdm.write(f"segue: step {step}: {text}", file=sys.stderr)
-        self.files.decision(Decision(step, "warn", text))
+            self.watching.warn(done, warning)
 
     def _busy(self) -> list[float]:
         """Busy seconds of all devices of the run; 0 where one is not there."""
@@ -325,8 +319,8 @@ class _Job:
         try:
             save_checkpoint(self.executor, self.folder / CHECKPOINTS, extra)
         except CheckpointFailed as error:
-            if self.files is not None:
-                self._warn(self.executor.steps, f"no checkpoint: {error}")
+            if self.watching is not None:
+                self.watching.warn(self.executor.steps, f"no checkpoint: {error}")
         self.deadline.saved(time.monotonic() - begin)
 
     def close(self) -> None:

@@ -97,3 +97,11 @@ def read_decisions(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows
+
+
+def read_proposal(folder: Path) -> dict[str, Any] | None:
+    """The proposal that waits for an answer, as `Decision.to_record` gives it; None if there is none."""
+    try:
+        return json.loads((folder / PROPOSAL).read_text())
+    except FileNotFoundError:
+        return None

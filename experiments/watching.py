@@ -46,8 +46,12 @@ class Watching:
         for warning in found:
             if warning.subject not in self._said:
                 self._said.add(warning.subject)
-                tqdm.write(f"segue: step {step}: {warning}", file=sys.stderr)
-                self.files.decision(Decision(step, "warn", str(warning), source=report.source))
+                self.warn(step, str(warning), report.source)
+
+    def warn(self, step: int, text: str, source: str = "") -> None:
+        """Say a warning and write it down; `source` is where its figures come from, if they are a report's."""
+        tqdm.write(f"segue: step {step}: {text}", file=sys.stderr)
+        self.files.decision(Decision(step, "warn", text, source=source))
 
     def close(self) -> None:
         """Close the curves."""

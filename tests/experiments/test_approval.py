@@ -32,6 +32,14 @@ def terminal() -> Iterator[tuple[int, TextIO]]:
     os.close(typed)
 
 
+def put_the_question(files: RunFiles, terminal: TextIO) -> Questions:
+    """Ask for the answer to a proposal before step 7."""
+    questions = Questions(files.folder, terminal)
+    files.decision(proposal(7))
+    questions.poll()
+    return questions
+
+
 def pipe() -> TextIO:
     read, write = os.pipe()
     os.close(write)
@@ -57,9 +65,7 @@ def test_what_is_typed_is_the_answer(
     files: RunFiles, terminal: tuple[int, TextIO], word: str, means: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed, read = terminal
-    questions = Questions(files.folder, read)
-    files.decision(proposal(7))
-    questions.poll()
+    questions = put_the_question(files, read)
     assert "move? [y/n]" in capsys.readouterr().err
     assert read_answer(files.folder, 7) is None
     os.write(typed, f"{word}\n".encode())
@@ -82,9 +88,7 @@ def test_an_answer_that_is_neither_yes_nor_no_is_asked_for_again(
     files: RunFiles, terminal: tuple[int, TextIO], capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed, read = terminal
-    questions = Questions(files.folder, read)
-    files.decision(proposal(7))
-    questions.poll()
+    questions = put_the_question(files, read)
     os.write(typed, b"perhaps\n")
     questions.poll()
     assert "'perhaps' is neither yes nor no" in capsys.readouterr().err
@@ -98,9 +102,7 @@ def test_a_terminal_that_is_closed_leaves_the_files(
     files: RunFiles, terminal: tuple[int, TextIO], capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed, read = terminal
-    questions = Questions(files.folder, read)
-    files.decision(proposal(7))
-    questions.poll()
+    questions = put_the_question(files, read)
     os.write(typed, b"\x04")
     questions.poll()
     assert "echo yes" in capsys.readouterr().err

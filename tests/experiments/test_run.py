@@ -10,7 +10,7 @@ import pytest
 
 from segue.experiments.approval import answer_file
 from segue.experiments.cli import main
-from segue.experiments.run_files import PROPOSAL
+from segue.experiments.run_files import PROPOSAL, read_proposal
 
 pytestmark = [pytest.mark.slow, pytest.mark.quiet, pytest.mark.timeout(300)]
 
@@ -113,8 +113,9 @@ def test_every_move_says_which_ops_and_why_and_pays(with_agent: Path) -> None:
 def answer_yes(run: Path, ended: threading.Event) -> None:
     """Approve of whatever a run proposes."""
     while not ended.wait(0.05):
-        if (run / PROPOSAL).exists():
-            answer_file(run, json.loads((run / PROPOSAL).read_text())["step"]).write_text("yes\n")
+        proposal = read_proposal(run)
+        if proposal is not None:
+            answer_file(run, proposal["step"]).write_text("yes\n")
 
 
 def test_nothing_moves_before_somebody_has_approved_of_it(
