@@ -61,7 +61,7 @@ def _chances(search: Search, network: PlacementNetwork, visit: Visit, settings: 
     if settings.uniform == 1.0:
         scores = np.where(search.allowed(visit), 0.0, -np.inf)
     else:
-        scores = settings.sharpness * search.scores(network, visit)[1:]
+        scores = settings.sharpness * search.scores(network, [visit])[0][1:]
     allowed = scores > -np.inf
     if not allowed.any():
         return np.zeros(len(scores))

@@ -23,7 +23,7 @@ FEWEST_GROUPS, GROUPS_A_DEVICE = 1024, 4
 """Groups of the quotient: as many as that, or as many for each device, whichever is more, and no more than `LARGE`."""
 COARSE = 0.7
 """Share of the evaluations that go to the quotient."""
-ON_OPS = SearchSettings(guided=0, cycles=1)
+ON_OPS = SearchSettings(rollouts=0, guided=0, cycles=1)
 """How the ops' own evaluations are spent: annealing with uniform moves alone."""
 
 

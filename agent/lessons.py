@@ -18,7 +18,7 @@ from ..placement.executor.forked import start_server
 from ..placement.placement import Placement
 from .imitation import ImitationSettings
 from .network import PlacementNetwork
-from .scoring import score_state
+from .scoring import score_states
 from .teacher import Ints, Lesson, Rng, Sample, prepare, teach
 
 
@@ -113,7 +113,7 @@ def walk(network: PlacementNetwork, lesson: Lesson, steps: int, rng: Rng) -> lis
         if not allowed.any():
             break
         step = step_features(state, start_s, best_s, 0.0, taken / steps)
-        logits = score_state(network, state, step).logits[0].numpy().ravel() + rng.gumbel(size=len(allowed))
+        logits = score_states(network, [state], [step])[0].logits[0].numpy().ravel() + rng.gumbel(size=len(allowed))
         unit, device = divmod(int(np.where(allowed, logits, -np.inf).argmax()), problem.num_devices)
         devices = state.moved(unit, device)
         places.append(devices)

@@ -18,7 +18,7 @@ from .annealing import anneal
 from .guided import guided_annealing
 from .network import PlacementNetwork
 from .pretrained import load_policy
-from .rollout import rollout
+from .rollout import roll_out
 from .search import Search, SearchSettings, Visit
 from .threads import one_thread
 
@@ -65,7 +65,7 @@ def propose(
     max_groups: int = 64,
     settings: SearchSettings | None = None,
 ) -> Proposal:
-    """Look for a faster placement: annealing with the policy's moves from the best start, then with uniform ones.
+    """Look for a faster placement: the policy's rollouts from the best starts, then annealing with its and uniform moves.
 
     Never worse than the best start that fits memory; of equals, the one that moves fewer bytes. Compared is the step time
     together with what moving there costs each step.
@@ -137,19 +137,18 @@ def propose_from_plans(
 
 
 def _run(search: Search, network: PlacementNetwork, starts: list[Visit], seed: int, settings: SearchSettings) -> None:
-    """Rollouts from the starts, the best first; annealing with the policy's moves; annealing with uniform ones."""
+    """Rollouts from the best starts; from the best so far annealing with the policy's moves, then with uniform ones."""
     if search.problem.num_devices == 1:
         return
+    # What each of the policy's two parts may score.
+    scores = MOST_SCORES // (2 * search.problem.num_units * search.problem.num_devices) // 2
     starts = sorted(starts, key=lambda visit: visit.rank)
-    rng, floor = np.random.default_rng(seed), search.left - int(settings.rollout_share * search.left)
-    for row in range(settings.rollouts):
-        sampled = rng if row >= len(starts) else None
-        rollout(search, network, starts[row % len(starts)], settings.patience, floor, sampled)
+    begin = [starts[row % len(starts)] for row in range(settings.rollouts)]
+    roll_out(search, network, begin, settings, search.left - min(int(settings.rollout_share * search.left), scores))
     assert search.best is not None
-    moves = 2 * search.problem.num_units * search.problem.num_devices
     # A workload has no compiled price; an annealing of its own goes on from the proposal.
     compiled = not isinstance(search.clock, WorkloadClock)
-    unguided = max(0, search.left - min(settings.guided, MOST_SCORES // moves)) if compiled else 0
+    unguided = max(0, search.left - min(settings.guided, scores)) if compiled else 0
     for cycle in range(settings.cycles):
         left = search.left - unguided
         floor = unguided + left * (settings.cycles - cycle - 1) // (settings.cycles - cycle)

@@ -14,10 +14,13 @@ from ..placement.move_cost import MoveCost
 from ..placement.placement import Placement
 from ..placement.planners.unit_annealing import OVERFLOW_CHARGE, Annealed
 from .network import PlacementNetwork
-from .scoring import score_state
+from .scoring import score_states
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+# Moves that the network scores in one pass at most: with more, what it works on leaves the processor's caches.
+MOVES_A_PASS = 8192
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,10 @@ class SearchSettings:
     """How the search spends its evaluations.
 
     Attributes:
-        rollouts: policy rollouts, one after the other; the first takes the likeliest move, the others sample.
+        rollouts: rollouts of the policy, all at once, from the best starts; more than one from each if there are fewer.
         rollout_share: share of the evaluations that rollouts may take.
         patience: moves of a rollout without a new best after which it ends.
+        halving: moves after which the worse half of the rollouts ends, again and again.
         guided: most evaluations whose moves the policy draws; beyond them compiled annealing goes on with uniform ones.
         cycles: annealing runs with the policy's moves, each from the best placement so far; 0 for rollouts alone.
         hot: annealing temperature at the start, as a relative change of the step time.
@@ -37,9 +41,10 @@ class SearchSettings:
         pairs: share of tries that change two units at once.
     """
 
-    rollouts: int = 0
-    rollout_share: float = 0.3
-    patience: int = 32
+    rollouts: int = 16
+    rollout_share: float = 0.5
+    patience: int = 8
+    halving: int = 2
     guided: int = 100
     cycles: int = 2
     hot: float = 0.01
@@ -49,7 +54,7 @@ class SearchSettings:
     pairs: float = 0.05
 
 
-ZERO_SHOT = SearchSettings(rollouts=1, rollout_share=1.0, cycles=0, guided=0)
+ZERO_SHOT = SearchSettings(rollouts=1, rollout_share=1.0, patience=32, cycles=0, guided=0)
 """One greedy rollout and nothing else."""
 
 
@@ -119,14 +124,17 @@ class Search:
 
     def visit(self, devices: Ints, source: str) -> Visit | None:
         """Ask the clock, or remember; None if the evaluations are used up."""
-        key = devices.tobytes()
-        known = self._visits.get(key)
-        if known is None:
-            if self.left == 0:
-                return None
-            self.left -= 1
-            known = self._add(self._judge(devices, *self.clock.evaluate(devices), source))
-        return known
+        return self.visit_all([devices], source)[0]
+
+    def visit_all(self, maps: Sequence[Ints], source: str) -> list[Visit | None]:
+        """Ask the clock for all maps at once that it was not asked for before; None for those beyond the evaluations."""
+        new = {devices.tobytes(): devices for devices in maps if not self.is_known(devices)}
+        asked = list(new.values())[: self.left]
+        if asked:
+            self.left -= len(asked)
+            for devices, step_time_s, overflow in zip(asked, *self.clock.evaluate_many(np.stack(asked)), strict=True):
+                self._add(self._judge(devices, float(step_time_s), float(overflow), source))
+        return [self._visits.get(devices.tobytes()) for devices in maps]
 
     def take_in(self, found: Annealed, source: str) -> None:
         """Take over what an annealing found and what it spent."""
@@ -156,12 +164,17 @@ class Search:
 
     def state(self, visit: Visit) -> State:
         """The state whose features the policy sees; the clock's report of a visited placement is no new evaluation."""
-        known = self._states.get(id(visit))
-        if known is None:
-            report = self.clock.step(Placement(visit.devices, self._microbatches))
-            self._states.clear()
-            known = self._states[id(visit)] = make_state(self.problem, visit.devices, report)
-        return known
+        return self.states([visit])[0]
+
+    def states(self, visits: Sequence[Visit]) -> list[State]:
+        """The states of several visits, which are kept until others are asked for."""
+        if any(id(visit) not in self._states for visit in visits):
+            self._states = {id(visit): self._states.get(id(visit)) or self._make_state(visit) for visit in visits}
+        return [self._states[id(visit)] for visit in visits]
+
+    def _make_state(self, visit: Visit) -> State:
+        report = self.clock.step(Placement(visit.devices, self._microbatches))
+        return make_state(self.problem, visit.devices, report)
 
     def moved(self, visit: Visit, move: int) -> Ints:
         """The map after move `unit * devices + device` from a visit."""
@@ -171,15 +184,35 @@ class Search:
         """Which moves `unit * devices + device` from a visit are allowed, `bool[u * d]`."""
         return allowed_moves(self.state(visit)).ravel()
 
-    def scores(self, network: PlacementNetwork, visit: Visit, change: float = 0.0, progress: float = 0.5) -> Floats:
-        """What the policy makes of stopping and of every move `unit * devices + device`, `float64[1 + u * d]`.
+    def scores(
+        self,
+        network: PlacementNetwork,
+        visits: Sequence[Visit],
+        changes: Sequence[float] = (0.0,),
+        progress: float = 0.5,
+    ) -> list[Floats]:
+        """What the policy makes of stopping and of every move `unit * devices + device`, `float64[1 + u * d]` each visit.
 
         Moves that are not allowed have minus infinity.
+
+        Args:
+            network: the policy.
+            visits: where the moves begin.
+            changes: of each, the logarithm of the step time's change by the move that led there.
+            progress: share of the moves that are over.
         """
         assert self.best is not None
-        state = self.state(visit)
-        start_s = self._visits[self.start.tobytes()].step_time_s
-        step = step_features(state, start_s, self.best.step_time_s, change, progress)
-        scores = score_state(network, state, step)
-        logits = np.where(allowed_moves(state), scores.logits[0].double().numpy(), -np.inf)
-        return np.append(scores.stop.item(), logits)
+        start_s, best_s = self._visits[self.start.tobytes()].step_time_s, self.best.step_time_s
+        states = self.states(visits)
+        steps = [
+            step_features(state, start_s, best_s, change, progress)
+            for state, change in zip(states, changes, strict=True)
+        ]
+        moves = max(state.member.shape[0] for state in states) * self.problem.num_devices
+        size, scores = max(1, MOVES_A_PASS // moves), []
+        for row in range(0, len(states), size):
+            scores += score_states(network, states[row : row + size], steps[row : row + size])
+        return [
+            np.append(one.stop.item(), np.where(allowed_moves(state), one.logits[0].double().numpy(), -np.inf))
+            for state, one in zip(states, scores, strict=True)
+        ]
