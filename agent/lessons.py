@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,14 +59,14 @@ class Teachers:
             index: of the chunk.
         """
         # As bytes: torch would hand every tensor to every worker through a file descriptor of its own.
-        student = (network.hidden, network.rounds, save(network.state_dict())) if index > 0 else None
+        student = (network.arguments, save(network.state_dict())) if index > 0 else None
         given = [(student, index, number) for number in range(self.settings.scenarios)]
         made = (self.work(*row) for row in given) if self.pool is None else self.pool.map(_in_worker, given)
         for samples in made:
             yield from samples
 
 
-_Student = tuple[int, int, bytes]
+_Student = tuple[dict[str, Any], bytes]
 _work: list[Callable[..., list[Sample]]] = []
 
 
@@ -93,8 +94,8 @@ def _samples(
     lesson = prepare(sampler(rng), int(rng.choice(settings.max_groups)), rng, settings.teacher)
     states = list(lesson.states)
     if student is not None:
-        hidden, rounds, weights = student
-        network = PlacementNetwork(hidden, rounds).eval()
+        arguments, weights = student
+        network = PlacementNetwork(**arguments).eval()
         network.load_state_dict(load(weights))
         states += walk(network, lesson, 3 * settings.own_states, rng)[::3]
     taught = (teach(lesson, devices, rng, settings.teacher) for devices in states)

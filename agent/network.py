@@ -1,6 +1,6 @@
 """`PlacementNetwork`: scores of every move of every unit to every device, for any number of groups and devices."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from ..env.observation import (
     EDGE_FEATURES,
     GROUP_FEATURES,
     LINK_FEATURES,
+    MEASURED_OF_DEVICES,
+    MEASURED_OF_STEP,
     MOVE_FEATURES,
     STEP_FEATURES,
 )
@@ -54,12 +56,13 @@ class PlacementNetwork(nn.Module):
 
     Args:
         hidden: width of the embeddings.
-        rounds: rounds of message passing.
+        rounds: rounds of message passing; without any, groups hear of each other only through means.
+        history: whether it sees what was measured: earlier step times, and how long devices computed, waited and sent.
     """
 
-    def __init__(self, hidden: int = 64, rounds: int = 3):
+    def __init__(self, hidden: int = 64, rounds: int = 3, history: bool = True):
         super().__init__()
-        self.hidden, self.rounds = hidden, rounds
+        self.hidden, self.rounds, self.history = hidden, rounds, history
         self.group_in = nn.Linear(GROUP_FEATURES, hidden)
         self.device_in = nn.Linear(DEVICE_FEATURES + 2 * LINK_FEATURES, hidden)
         self.layers = nn.ModuleList(_Round(hidden) for _ in range(rounds))
@@ -74,8 +77,15 @@ class PlacementNetwork(nn.Module):
         self.state_hidden = nn.Linear(hidden, hidden)
         self.state_out = _last(hidden, 2)
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What another network of the same shape is made with."""
+        return {"hidden": self.hidden, "rounds": self.rounds, "history": self.history}
+
     def encode(self, obs: dict[str, Tensor]) -> Encoding:
         """Embed groups, devices and the whole of a batch of observations."""
+        if not self.history:
+            obs = _without_history(obs)
         group_mask, device_mask = obs["group_mask"].unsqueeze(2), obs["device_mask"].unsqueeze(2)
         others = (device_mask.sum(1, keepdim=True) - 1).clamp(min=1)
         links = torch.cat([obs["links"].sum(1), obs["links"].sum(2)], dim=2) / others
@@ -174,6 +184,15 @@ def _adjacency(obs: dict[str, Tensor], count: int) -> tuple[Tensor, ...]:
         into[:, 1].clamp(max=2),
         out[:, 1].clamp(max=2),
     )
+
+
+def _without_history(obs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The observations with what was measured at zero."""
+    result = dict(obs)
+    for key, columns in (("step", MEASURED_OF_STEP), ("devices", MEASURED_OF_DEVICES)):
+        result[key] = obs[key].clone()
+        result[key][..., list(columns)] = 0.0
+    return result
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

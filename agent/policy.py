@@ -1,5 +1,6 @@
 """`PlacementPolicy`: the network as stable-baselines3 wants it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,15 +17,14 @@ class PlacementExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: that of `PlacementEnv`.
-        hidden: see `PlacementNetwork`.
-        rounds: see `PlacementNetwork`.
+        **arguments: of the `PlacementNetwork`.
     """
 
-    def __init__(self, observation_space: spaces.Dict, hidden: int = 64, rounds: int = 3):
+    def __init__(self, observation_space: spaces.Dict, **arguments: Any):
         actions = observation_space["action_mask"].shape
         assert actions is not None
         super().__init__(observation_space, actions[0] + 1)
-        self.network = PlacementNetwork(hidden, rounds)
+        self.network = PlacementNetwork(**arguments)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """`[b, actions + 1]`."""
@@ -56,8 +56,7 @@ class PlacementPolicy(MaskableActorCriticPolicy):
         observation_space: that of `PlacementEnv`.
         action_space: likewise.
         lr_schedule: learning rate by remaining progress.
-        hidden: see `PlacementNetwork`.
-        rounds: see `PlacementNetwork`.
+        network: arguments of the `PlacementNetwork`.
         **kwargs: what stable-baselines3 passes on.
     """
 
@@ -66,13 +65,12 @@ class PlacementPolicy(MaskableActorCriticPolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Any,
-        hidden: int = 64,
-        rounds: int = 3,
+        network: Mapping[str, Any],
         **kwargs: Any,
     ):
         kwargs |= {
             "features_extractor_class": PlacementExtractor,
-            "features_extractor_kwargs": {"hidden": hidden, "rounds": rounds},
+            "features_extractor_kwargs": dict(network),
             "ortho_init": False,
         }
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)  # pyright: ignore[reportArgumentType]

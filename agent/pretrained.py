@@ -22,7 +22,7 @@ def save_policy(network: PlacementNetwork, path: str | PathLike, metadata: dict[
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
-    record = {"format": FORMAT, "hidden": network.hidden, "rounds": network.rounds, **(metadata or {})}
+    record = {"format": FORMAT, **network.arguments, **(metadata or {})}
     file.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -39,7 +39,7 @@ def load_policy(path: str | PathLike | None = None) -> PlacementNetwork:
         weights, record = _read(path)
         if record.get("format") != FORMAT:
             raise SegueError(f"policy {path}: format must be {FORMAT!r}, got {record.get('format')!r}")
-        network = PlacementNetwork(int(record["hidden"]), int(record["rounds"]))
+        network = PlacementNetwork(int(record["hidden"]), int(record["rounds"]), bool(record.get("history", True)))
         network.load_state_dict(load(weights))
     except OSError as error:
         raise SegueError(f"policy {path or DEFAULT}: cannot be read: {error.strerror}: {error.filename}") from error

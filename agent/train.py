@@ -53,6 +53,7 @@ class TrainingPreset:
         evaluations: scenarios, always the same, on which the policy is judged before PPO and after every chunk of it.
         hidden: width of the network.
         rounds: rounds of message passing.
+        history: whether the network sees what was measured.
         env: sizes and rewards of the environment.
     """
 
@@ -72,6 +73,7 @@ class TrainingPreset:
     evaluations: int = 48
     hidden: int = 64
     rounds: int = 3
+    history: bool = True
     env: EnvConfig = EnvConfig(max_groups=24, max_devices=6)  # noqa: RUF009  (frozen)
 
 
@@ -79,6 +81,8 @@ EVALUATION_SEED = 77_000_000
 NO_IMITATION = ImitationSettings(chunks=0)
 PRESETS = {
     "release": TrainingPreset(),
+    "without-messages": TrainingPreset(rounds=0),
+    "without-history": TrainingPreset(history=False),
     "quick": TrainingPreset(imitation=ImitationSettings(chunks=6, scenarios=32), timesteps=8_192),
     "tiny": TrainingPreset(
         imitation=ImitationSettings(chunks=1, scenarios=4, epochs=2, max_groups=(16,)),
@@ -316,7 +320,7 @@ def _settings(preset: str | TrainingPreset, timesteps: int | None, weights: Plac
             raise SegueError(f"train: timesteps must be >= 1, got {timesteps}")
         preset = replace(preset, timesteps=timesteps)
     if weights is not None:
-        preset = replace(preset, hidden=weights.hidden, rounds=weights.rounds, imitation=NO_IMITATION)
+        preset = replace(preset, **weights.arguments, imitation=NO_IMITATION)
     return preset
 
 
@@ -364,7 +368,7 @@ def _model(
         n_epochs=settings.epochs,
         gamma=settings.gamma,
         clip_range=settings.clip,
-        policy_kwargs={"hidden": settings.hidden, "rounds": settings.rounds},
+        policy_kwargs={"network": {"hidden": settings.hidden, "rounds": settings.rounds, "history": settings.history}},
         tensorboard_log=str(events) if events else None,
         seed=seed,
         device=device,

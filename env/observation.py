@@ -22,6 +22,8 @@ MOVE_FEATURES = 19
 STEP_FEATURES = 14
 ESTIMATE = 10
 """Column of the move features: log change of the estimated step time."""
+MEASURED_OF_STEP, MEASURED_OF_DEVICES = (0, 1, 2), (3, 4, 5, 8)
+"""Columns of the features of step and devices that only a measured step tells."""
 _BOUND = 10.0
 _SHARES = ("group_mask", "device_mask", "placement", "edge_mask", "units", "action_mask")
 

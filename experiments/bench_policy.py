@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..agent.network import PlacementNetwork
 from ..agent.pretrained import load_policy
 from ..agent.propose import propose
-from ..agent.search import ZERO_SHOT
+from ..agent.search import ZERO_SHOT, SearchSettings
 from ..placement.coarsen import coarsen
 from ..placement.objective_clock import OBJECTIVES
 from ..placement.planners.cheap_plans import cheap_plans
@@ -29,21 +29,19 @@ from .policy_methods import (
     GIVEN,
     GROUPS,
     PLANNED,
-    BoundsAlone,
     Method,
-    WithoutHistory,
-    WithoutMessages,
+    bounds_alone,
     by_place,
     by_policy,
     manual_starts,
     uniform,
     untrained,
-    with_weights,
 )
 
 Floats = NDArray[np.float64]
 SAME = 1e-3
 """Relative difference below which two step times count as equal."""
+ROLLOUTS_ALONE = SearchSettings(rollout_share=1.0, cycles=0, guided=0)
 LONG = 10_000
 """Evaluations of the annealing runs that stand for the best known."""
 
@@ -267,15 +265,17 @@ def _policies(paths: Sequence[str]) -> dict[str, Method]:
     }
 
 
-def _ablations(path: str) -> dict[str, Method]:
-    network = load_policy(path or None)
+def _ablations(paths: Sequence[str]) -> dict[str, Method]:
+    """The first policy, its parts, and the other policies, which were trained to see less."""
+    (_, network), *others = _networks(paths).items()
     return {
         "segue place, policy": by_place(network),
+        **{f"trained {name}": by_place(other) for name, other in others},
         "untrained weights": by_place(untrained(network)),
-        "bounds alone, no network": by_place(with_weights(BoundsAlone, network)),
-        "without messages (not retrained)": by_place(with_weights(WithoutMessages, network)),
-        "without measured history (not retrained)": by_place(with_weights(WithoutHistory, network)),
+        "bounds alone, no network": by_place(bounds_alone(network)),
         "uniform moves": by_place(network, uniform()),
+        "without rollouts": by_place(network, replace(SearchSettings(), rollouts=0)),
+        "rollouts alone": by_place(network, ROLLOUTS_ALONE),
         "without the cheap plans": by_policy(network),
     }
 
@@ -284,7 +284,12 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(prog="python -m segue.experiments.bench_policy", description=__doc__)
     parser.add_argument("table", choices=("equal", "zero-shot", "hardware", "ablation", "spread"))
-    parser.add_argument("--policy", nargs="*", default=[], help="weights (.safetensors); by default the shipped ones")
+    parser.add_argument(
+        "--policy",
+        nargs="*",
+        default=[],
+        help="weights (.safetensors); by default the shipped ones; with ablation, the others were trained to see less",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the cases and of every method")
     parser.add_argument(
         "--runs", type=int, default=3, help="with spread: evaluations of every policy, on cases of their own"
@@ -313,7 +318,7 @@ def main() -> None:
     if options.table == "zero-shot":
         print(zero_shot_table(cases, zero_shot(cases, policy, options.seed)))
         return
-    methods = _policies(options.policy) if options.table == "equal" else _ablations(policy or "")
+    methods = (_policies if options.table == "equal" else _ablations)(options.policy)
     results = equal_evaluations(cases, methods, options.evaluations, options.seed)
     print(equal_table(results))
     if options.png:

@@ -112,7 +112,12 @@ def _add_train(commands: Any) -> None:
     )
     train.set_defaults(command=_train)
     train.add_argument("--clock", choices=("simulated", "measured"), default="simulated", help="what rewards come from")
-    train.add_argument("--preset", default="", help="release, quick, tiny or finetune (by default what fits the clock)")
+    train.add_argument(
+        "--preset",
+        default="",
+        help="release, quick, tiny or finetune (by default what fits the clock); to see what they are worth, "
+        "without-messages or without-history",
+    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--timesteps", type=int, default=0, help="environment steps; 0: the preset's")
     train.add_argument("--out", default="policy.safetensors", help="where the weights go")

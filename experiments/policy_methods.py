@@ -34,38 +34,16 @@ class BoundsAlone(PlacementNetwork):
         return scores._replace(logits=-50.0 * moves[..., ESTIMATE], stop=torch.zeros_like(scores.stop))
 
 
-class WithoutMessages(PlacementNetwork):
-    """The network with every group and device on its own."""
-
-    def encode(self, obs: dict[str, Tensor]) -> Encoding:
-        """As `PlacementNetwork.encode` for a state without edges and placement."""
-        return super().encode(obs | {"edge_mask": 0 * obs["edge_mask"], "placement": 0 * obs["placement"]})
-
-
-class WithoutHistory(PlacementNetwork):
-    """The network without what was measured: nothing of earlier step times, of waiting or of sending."""
-
-    def encode(self, obs: dict[str, Tensor]) -> Encoding:
-        """As `PlacementNetwork.encode` with measured features at zero."""
-        step, devices = obs["step"].clone(), obs["devices"].clone()
-        step[..., :3] = 0.0
-        devices[..., 3:6] = 0.0
-        devices[..., 8] = 0.0
-        return super().encode(obs | {"step": step, "devices": devices})
-
-
-def with_weights(kind: type[PlacementNetwork], network: PlacementNetwork) -> PlacementNetwork:
-    """A network of another kind with the same weights."""
-    other = kind(network.hidden, network.rounds).eval().requires_grad_(False)
-    other.load_state_dict(network.state_dict())
-    return other
+def bounds_alone(network: PlacementNetwork) -> BoundsAlone:
+    """What stands for a network where moves are chosen by their bounds."""
+    return BoundsAlone(**network.arguments).eval().requires_grad_(False)
 
 
 def untrained(network: PlacementNetwork) -> PlacementNetwork:
     """A network of the same size with fresh weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return PlacementNetwork(network.hidden, network.rounds).eval().requires_grad_(False)
+        return PlacementNetwork(**network.arguments).eval().requires_grad_(False)
 
 
 def by_place(network: PlacementNetwork, settings: SearchSettings | None = None) -> Method:
@@ -94,7 +72,7 @@ def by_policy(network: PlacementNetwork, settings: SearchSettings | None = None)
 
 
 def uniform() -> SearchSettings:
-    """The same search with moves drawn uniformly."""
+    """The same search with moves drawn uniformly; without rollouts, which would only walk at random."""
     return replace(SearchSettings(), rollouts=0, uniform=1.0)
 
 

@@ -69,3 +69,21 @@ def test_every_weight_is_trained():
     sum(part.square().sum() for part in scores).backward()
     silent = [name for name, p in net.named_parameters() if p.grad is None or not bool(torch.isfinite(p.grad).all())]
     assert silent == []
+
+
+def test_without_history_nothing_measured_is_seen():
+    _, obs = observation(3)
+    other = {key: value.clone() for key, value in obs.items()}
+    other["step"][:, :3] += 1.0
+    other["devices"][:, :, [3, 4, 5, 8]] *= 0.5
+    seeing, blind = network(), PlacementNetwork(history=False).eval()
+    assert not torch.equal(seeing(obs)[0], seeing(other)[0])
+    assert torch.equal(blind(obs)[0], blind(other)[0])
+
+
+def test_without_rounds_no_message_is_heard():
+    _, obs = observation(3)
+    deaf = PlacementNetwork(rounds=0).eval()
+    other = dict(obs, edge_mask=torch.zeros_like(obs["edge_mask"]))
+    assert torch.equal(deaf(obs)[0], deaf(other)[0])
+    assert not torch.equal(network()(obs)[0], network()(other)[0])

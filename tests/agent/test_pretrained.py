@@ -25,6 +25,11 @@ def test_saved_and_loaded_policies_decide_alike(tmp_path):
     assert json.loads((tmp_path / "mine.json").read_text())["seed"] == 1
 
 
+def test_what_a_policy_does_not_see_is_kept_with_it(tmp_path):
+    save_policy(PlacementNetwork(hidden=16, rounds=0, history=False), tmp_path / "mine.safetensors")
+    assert load_policy(tmp_path / "mine.safetensors").arguments == {"hidden": 16, "rounds": 0, "history": False}
+
+
 def test_the_shipped_policy_loads_and_prefers_something():
     logits, _ = load_policy()(observation())
     assert logits[0, observation()["action_mask"][0] > 0].std() > 0.1
