@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load, save
+from threadpoolctl import threadpool_limits
 
 from ..env.observation import step_features
 from ..env.state import allowed_moves, make_state
@@ -74,6 +75,7 @@ def _begin(work: Callable[..., list[Sample]]) -> None:
     """A worker's life begins; Ctrl-C reaches it too, but what it means is the parent's to say."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")
     _work[:] = [work]
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..placement.clock import SimulatedClock
 from ..placement.move_cost import MoveCost
 from ..placement.placement import Placement
+from .threads import one_thread
 
 WARM_UP_OPS = 100
 
@@ -134,17 +135,15 @@ def warm_up() -> None:
 
 def serve(connection: Connection) -> None:
     """Answer requests until the other end is closed."""
-    import torch
-
     os.nice(10)
-    torch.set_num_threads(1)
-    warm_up()
-    while True:
-        try:
-            request = connection.recv()
-        except (EOFError, ConnectionResetError):
-            return
-        try:
-            connection.send(answer(request))
-        except Exception as error:
-            connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+    with one_thread():
+        warm_up()
+        while True:
+            try:
+                request = connection.recv()
+            except (EOFError, ConnectionResetError):
+                return
+            try:
+                connection.send(answer(request))
+            except Exception as error:
+                connection.send(RuntimeError(f"{type(error).__name__}: {error}"))

@@ -71,10 +71,11 @@ def roll_out(
 def _next(search: Search, rollouts: Sequence[_Rollout], scores: Sequence[Floats]) -> tuple[list[_Rollout], list[Ints]]:
     """The rollouts that go on, and the placements that they go to."""
     on, maps = [], []
-    for one, (stop, *logits) in zip(rollouts, scores, strict=True):
+    for one, row in zip(rollouts, scores, strict=True):
+        stop, logits = row[0], row[1:]
         if stop - np.logaddexp.reduce(logits) >= np.log(STOP / (1 - STOP)):
             continue
-        new = _likeliest(search, one.visit, np.array(logits), {devices.tobytes() for devices in maps})
+        new = _likeliest(search, one.visit, logits, {devices.tobytes() for devices in maps})
         if new is not None:
             on.append(one)
             maps.append(new)

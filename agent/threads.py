@@ -1,17 +1,23 @@
-"""One torch thread where more gain nothing."""
+"""One thread where more gain nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from threadpoolctl import threadpool_limits
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread: small matrices gain nothing from more, and sums keep their order."""
+    """One thread for torch and for numpy's BLAS.
+
+    Small matrices gain nothing from more, threads of a BLAS that wait for each other take whole cores where something else
+    runs, and sums keep their order.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(threads)

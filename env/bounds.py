@@ -91,7 +91,7 @@ def _topological(edges: Ints, count: int) -> Ints:
 
 def bounds_now(pipeline: Pipeline, home: Ints) -> tuple[Bounds, Floats]:
     """Bounds of a step with each group on its device, and the longest chain through each group, `float64[n]`."""
-    now = _bounds(pipeline, home, *_scratch(pipeline))
+    now = _bounds(pipeline, home)
     return _with_estimate(pipeline, *(np.asarray(seconds) for seconds in now)), _through(pipeline, home)
 
 
@@ -120,11 +120,23 @@ def _scratch(pipeline: Pipeline) -> tuple[Floats, Floats, Floats]:
 
 
 @njit(cache=True)
-def _bounds(pipeline: Pipeline, home: Ints, done: Floats, loads: Floats, links: Floats) -> tuple[Any, Any, Any]:
-    loads[:] = 0.0
+def _bounds(pipeline: Pipeline, home: Ints) -> tuple[Any, Any, Any]:
+    done, loads, links = _scratch(pipeline)
+    path, link = _pass(pipeline, home, 0, home.shape[0], 0.0, 0.0, done, loads, links)
+    return path, loads.max(), link
+
+
+@njit(cache=True)
+def _pass(
+    pipeline: Pipeline, home: Ints, begin: Any, end: Any, path: Any, link: Any, done: Floats, loads: Floats, links: Floats
+) -> tuple[Any, Any]:  # fmt: skip
+    """Go on with the groups from place `begin` to `end` of the order; the longest path and the fullest link so far.
+
+    `done` (when each group is), `loads` and `links` hold what comes before, and take in what is gone through.
+    """
     share = 1.0 / pipeline.microbatches
-    path = link = 0.0
-    for group in pipeline.order:
+    for place in range(begin, end):
+        group = pipeline.order[place]
         here = home[group]
         ready = 0.0
         for edge in range(pipeline.in_start[group], pipeline.in_start[group + 1]):
@@ -145,30 +157,70 @@ def _bounds(pipeline: Pipeline, home: Ints, done: Floats, loads: Floats, links: 
         loads[here] += pipeline.step_s[group, here]
         done[group] = ready + pipeline.step_s[group, here] * share
         path = max(path, done[group])
-    # Of many devices few pairs are in use: these alone are set back.
-    for group in pipeline.order:
+    return path, link
+
+
+@njit(cache=True)
+def _set_back(pipeline: Pipeline, home: Ints, begin: Any, end: Any, links: Floats, kept: Floats) -> None:
+    """Make `links` what `kept` is; of many pairs of devices, those that groups from `begin` to `end` use may differ."""
+    for place in range(begin, end):
+        group = pipeline.order[place]
         for edge in range(pipeline.in_start[group], pipeline.in_start[group + 1]):
             here, there = home[group], home[pipeline.source[edge]]
-            links[min(here, there), max(here, there)] = 0.0
-    return path, loads.max(), link
+            links[min(here, there), max(here, there)] = kept[min(here, there), max(here, there)]
 
 
 @njit(cache=True)
 def _after(pipeline: Pipeline, home: Ints, member: Bools, swaps_with: Ints) -> tuple[Floats, Floats, Floats]:
-    units, devices = member.shape[0], pipeline.step_s.shape[1]
+    """Units one after the other by where they begin: what comes before in the order is gone through once for all of them."""
+    (units, count), devices = member.shape, pipeline.step_s.shape[1]
     path, load, link = np.empty((units, devices)), np.empty((units, devices)), np.empty((units, devices))
-    done, loads, links = _scratch(pipeline)
-    moved = home.copy()
-    for unit in range(units):
+    done, before, links = _scratch(pipeline)
+    kept, loads, moved = np.zeros_like(links), np.zeros_like(before), home.copy()
+    first, whole = _begin(pipeline, home, member, swaps_with)
+    place, longest, fullest = 0, 0.0, 0.0
+    now = _bounds(pipeline, home)
+    for unit in np.argsort(first):
+        longest, fullest = _pass(pipeline, home, place, first[unit], longest, fullest, done, before, kept)
+        _set_back(pipeline, home, place, first[unit], links, kept)
+        place = first[unit]
         for device in range(devices):
-            for group in range(home.shape[0]):
+            if whole[unit] == device:
+                path[unit, device], load[unit, device], link[unit, device] = now
+                continue
+            for group in range(count):
                 moved[group] = home[group]
                 if member[unit, group]:
                     moved[group] = device
                 elif swaps_with[unit] >= 0 and home[group] == device:
                     moved[group] = swaps_with[unit]
-            path[unit, device], load[unit, device], link[unit, device] = _bounds(pipeline, moved, done, loads, links)
+            loads[:] = before
+            path[unit, device], link[unit, device] = _pass(
+                pipeline, moved, place, count, longest, fullest, done, loads, links
+            )
+            load[unit, device] = loads.max()
+            _set_back(pipeline, moved, place, count, links, kept)
     return path, load, link
+
+
+@njit(cache=True)
+def _begin(pipeline: Pipeline, home: Ints, member: Bools, swaps_with: Ints) -> tuple[Ints, Ints]:
+    """Of each unit, the first place in the order that its moves change, and the device that all of it is on, else -1."""
+    units = member.shape[0]
+    first, whole = np.zeros(units, np.int64), np.full(units, -1)
+    for unit in range(units):
+        begun, alone = False, True
+        for place, group in enumerate(pipeline.order):
+            if not member[unit, group]:
+                continue
+            if not begun:
+                begun, whole[unit] = True, home[group]
+                # In an exchange others may come first.
+                first[unit] = place if swaps_with[unit] < 0 else 0
+            alone = alone and home[group] == whole[unit]
+        if not alone:
+            whole[unit] = -1
+    return first, whole
 
 
 @njit(cache=True)

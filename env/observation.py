@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .bounds import bounds_after
 from .config import EnvConfig
+from .flows import unit_flows
 from .problem import GROUP_CONSTANTS
 from .state import Floats, State, allowed_moves, unit_share
 
@@ -37,25 +38,24 @@ def move_features(state: State) -> NDArray[np.float32]:
     swap = state.swaps_with >= 0
     after = np.where(swap[:, None], compute, state.load_s - there + compute)
     most = max(state.load_s.max(), 1e-30)
-    near = (member @ problem.flow_bytes) * (1 - member)
-    messages = (member @ problem.flow_messages) * (1 - member)
-    share = unit_share(state)
+    inside, share = member > 0, unit_share(state)
+    flows = unit_flows(
+        inside, problem.edges, problem.edge_bytes, problem.edge_messages, state.edge_s, state.latency, state.pace, state.share
+    )  # fmt: skip
     kept = problem.state_bytes + 2 * problem.saved_bytes
     memory = (member @ kept)[:, None] + np.where(
         swap[:, None], 0.0, report.peak_bytes - member @ (state.share * kept[:, None])
     )
-    transfer, before = messages @ state.latency + near @ state.pace, _touching(state)
-    crossing = messages.sum(axis=1, keepdims=True) - messages @ state.share
-    now, then = state.bounds, bounds_after(problem.pipeline, state.home, member > 0, state.swaps_with)
+    now, then = state.bounds, bounds_after(problem.pipeline, state.home, inside, state.swaps_with)
     size = member.sum(axis=1, keepdims=True)
     columns = [
         compute / step,
         after / step,
         after / most,
-        (near @ state.share) / np.maximum(near.sum(axis=1, keepdims=True), 1e-30),
-        transfer / step,
-        (transfer - before[:, None]) / step,
-        crossing / max(1.0, float(problem.edge_messages.max(initial=1.0))) / 4,
+        flows.near,
+        flows.transfer_s / step,
+        (flows.transfer_s - flows.touching_s[:, None]) / step,
+        flows.messages / max(1.0, float(problem.edge_messages.max(initial=1.0))) / 4,
         memory / capacity,
         share,
         there / step,
@@ -73,15 +73,6 @@ def move_features(state: State) -> NDArray[np.float32]:
     for place, column in enumerate(columns):
         features[:, :, place] = column
     return features.clip(-_BOUND, _BOUND, out=features)
-
-
-def _touching(state: State) -> Floats:
-    """Transfer seconds of the edges with an end in each unit, `float64[u]`."""
-    problem, member = state.problem, state.member
-    between = np.zeros_like(problem.flow_bytes)
-    between[problem.edges[:, 0], problem.edges[:, 1]] = state.edge_s
-    total = between.sum(axis=0) + between.sum(axis=1)
-    return member @ total - np.einsum("un,un->u", member @ between, member)
 
 
 def _log_ratio(after: Floats, before: Floats) -> Floats:

@@ -32,8 +32,6 @@ class Problem:
         edges: `int64[e, 2]`, rows `(source, target)`.
         edge_bytes: bytes over each edge in a whole step, gradients included, `float64[e]`.
         edge_messages: messages over each edge in a whole step.
-        flow_bytes: the same bytes between each two groups, whichever way they go, `float64[n, n]`.
-        flow_messages: likewise.
         pipeline: what the bounds of a step are computed from.
         latency_s: mean of both directions between two devices, `float64[d, d]`.
         seconds_per_byte: likewise.
@@ -50,8 +48,6 @@ class Problem:
     edges: Ints
     edge_bytes: Floats
     edge_messages: Floats
-    flow_bytes: Floats
-    flow_messages: Floats
     pipeline: Pipeline
     latency_s: Floats
     seconds_per_byte: Floats
@@ -118,8 +114,6 @@ def make_problem(clock: Clock, config: EnvConfig, costs: Costs | None = None) ->
         edges=edges,
         edge_bytes=edge_bytes,
         edge_messages=edge_messages,
-        flow_bytes=_between(edges, edge_bytes, count),
-        flow_messages=_between(edges, edge_messages, count),
         pipeline=make_pipeline(
             compute,
             edges,
@@ -151,13 +145,6 @@ def _edges(graph: Graph, of: Ints, microbatches: int, most: int) -> tuple[Ints, 
     kept = np.sort(np.argsort(-volume, kind="stable")[:most])
     edges = np.stack([pair // count, pair % count], axis=1)[kept]
     return edges, volume[kept], messages[kept]
-
-
-def _between(edges: Ints, amount: Floats, count: int) -> Floats:
-    """Amount between each two groups, both ways, `float64[n, n]`."""
-    result = np.zeros((count, count))
-    result[edges[:, 0], edges[:, 1]] = amount
-    return result + result.T
 
 
 def _group_features(graph: Graph, of: Ints, compute: Floats, state: Floats, edges: Ints) -> NDArray[np.float32]:
