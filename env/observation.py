@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from .bounds import bounds_after
+from .bounds_after import bounds_after
 from .config import EnvConfig
 from .flows import unit_flows
 from .problem import GROUP_CONSTANTS
