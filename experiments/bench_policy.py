@@ -296,6 +296,9 @@ def main() -> None:
     )
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--evaluations", type=int, nargs="*", default=[100, 1000, 10_000])
+    parser.add_argument(
+        "--groups", type=int, default=GROUPS, help="with zero-shot: larger graphs are coarsened to them"
+    )
     parser.add_argument("--graphs", default="graphs", help="folder for captured graphs")
     parser.add_argument("--profiles", default="", help="folder of published GPU profiles, two of which are held out")
     parser.add_argument("--objective", choices=OBJECTIVES, default="step-time", help="with equal, ablation, zero-shot")
@@ -316,7 +319,7 @@ def main() -> None:
         return
     cases = held_out_cases(pool.held_out, options.cases, options.seed, options.objective)
     if options.table == "zero-shot":
-        print(zero_shot_table(cases, zero_shot(cases, policy, options.seed)))
+        print(zero_shot_table(cases, zero_shot(cases, policy, options.seed, options.groups)))
         return
     methods = (_policies if options.table == "equal" else _ablations)(options.policy)
     results = equal_evaluations(cases, methods, options.evaluations, options.seed)
