@@ -52,9 +52,9 @@ def _and_another(
 
 def _weights(search: Search, network: PlacementNetwork, visit: Visit, settings: SearchSettings) -> Floats:
     """Chances of all moves `unit * devices + device`, scored once a visit; all zero if none is allowed."""
-    if id(visit) not in search.chances:
-        search.chances[id(visit)] = _chances(search, network, visit, settings)
-    return search.chances[id(visit)].copy()
+    if visit not in search.chances:
+        search.chances[visit] = _chances(search, network, visit, settings)
+    return search.chances[visit].copy()
 
 
 def _chances(search: Search, network: PlacementNetwork, visit: Visit, settings: SearchSettings) -> Floats:

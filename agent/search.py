@@ -119,8 +119,8 @@ class Search:
         self._avoided = {devices.tobytes() for devices in avoid}
         self._smallest = float(self.clock.topology.memory_bytes.min())
         self._visits: dict[bytes, Visit] = {}
-        self._states: dict[int, State] = {}
-        self.chances: dict[int, Floats] = {}
+        self._states: dict[Visit, State] = {}
+        self.chances: dict[Visit, Floats] = {}
 
     def visit(self, devices: Ints, source: str) -> Visit | None:
         """Ask the clock, or remember; None if the evaluations are used up."""
@@ -168,9 +168,9 @@ class Search:
 
     def states(self, visits: Sequence[Visit]) -> list[State]:
         """The states of several visits, which are kept until others are asked for."""
-        if any(id(visit) not in self._states for visit in visits):
-            self._states = {id(visit): self._states.get(id(visit)) or self._make_state(visit) for visit in visits}
-        return [self._states[id(visit)] for visit in visits]
+        if any(visit not in self._states for visit in visits):
+            self._states = {visit: self._states.get(visit) or self._make_state(visit) for visit in visits}
+        return [self._states[visit] for visit in visits]
 
     def _make_state(self, visit: Visit) -> State:
         report = self.clock.step(Placement(visit.devices, self._microbatches))
