@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -17,13 +16,14 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
 from tqdm import tqdm
 
-from ..env import EnvConfig, PlacementEnv, Scenario, ScenarioSampler, make_vec_env
+from ..env import EnvConfig, Scenario, ScenarioSampler, make_vec_env
 from ..env.vector import Sampler
 from ..placement.clock import Clock
 from ..placement.cores import usable_cores
 from ..placement.errors import SegueError
 from ..placement.graph import Graph
 from ..placement.placement import Placement
+from .gain import mean_gain
 from .imitation import ImitationSettings, imitate_chunk
 from .lessons import Teachers
 from .network import PlacementNetwork
@@ -77,7 +77,6 @@ class TrainingPreset:
     env: EnvConfig = EnvConfig(max_groups=24, max_devices=6)  # noqa: RUF009  (frozen)
 
 
-EVALUATION_SEED = 77_000_000
 NO_IMITATION = ImitationSettings(chunks=0)
 PRESETS = {
     "release": TrainingPreset(),
@@ -291,23 +290,6 @@ class _Run:
 
             with SummaryWriter(self.model.tensorboard_log) as writer:
                 writer.add_scalar(name, value, index)
-
-
-def mean_gain(network: PlacementNetwork, sampler: Sampler, config: EnvConfig, count: int) -> float:
-    """Mean logarithm of the start's step time over the best in greedy episodes of `count` scenarios, always the same."""
-    gains, network = [], deepcopy(network).cpu()
-    for index in range(count):
-        env = PlacementEnv(sampler=sampler, config=config)
-        observation, info = env.reset(seed=EVALUATION_SEED + index)
-        start_s, over = info["step_time_s"], False
-        while not over:
-            batch = {key: torch.from_numpy(value)[None] for key, value in observation.items()}
-            with torch.no_grad():
-                logits = network(batch)[0][0].numpy()
-            action = int(np.where(env.action_masks(), logits, -np.inf).argmax())
-            observation, _, over, _, info = env.step(action)
-        gains.append(float(np.log(start_s / info["best_step_time_s"])))
-    return float(np.mean(gains))
 
 
 def _settings(preset: str | TrainingPreset, timesteps: int | None, weights: PlacementNetwork | None) -> TrainingPreset:
