@@ -46,7 +46,9 @@ def _probe_links(topology: Topology) -> Topology:
                 peer = b if rank == a else a
                 small = _round_trip(transport, _SMALL, peer, rank == a) / 2
                 large = _round_trip(transport, _LARGE, peer, rank == a) / 2
-                measured[a, b] = (small, _LARGE / max(1e-9, large - small))
+                if rank == a:
+                    # Only who begins sees whole round trips: the other's first message is under way before it looks.
+                    measured[a, b] = (small, _LARGE / max(1e-9, large - small))
             dist.barrier()
     everyone: list[Any] = [None] * count
     dist.all_gather_object(everyone, measured)

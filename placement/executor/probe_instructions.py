@@ -37,17 +37,18 @@ def probe_instructions(topology: Topology) -> Topology:
 
     Chains of tiny stages are run, and each figure is what makes the simulated step as long as the real one: the first for
     the chain on one device, the second for the chain with every stage on another device than the one before, the third for
-    the same with larger values. All devices get the same.
+    the same with larger values, in one microbatch: several would hide what the devices do behind links that are slow. All
+    devices get the same.
 
     Args:
         topology: with measured links, no device emulated.
     """
-    small = _Chain(topology, _SMALL)
+    small = _Chain(topology, _SMALL, _MICROBATCHES)
     overhead_s = small.solve(small.together, lambda seconds: (seconds, 0.0, 0.0))
     if topology.num_devices == 1:
         return _with_costs(topology, overhead_s, 0.0, 0.0)
     message_s = small.solve(small.apart, lambda seconds: (overhead_s, seconds, 0.0))
-    large = _Chain(topology, _LARGE)
+    large = _Chain(topology, _LARGE, 1)
     per_byte = large.solve(large.apart, lambda seconds: (overhead_s, message_s, seconds / (4 * _SAMPLES * _LARGE)))
     return _with_costs(topology, overhead_s, message_s, per_byte / (4 * _SAMPLES * _LARGE))
 
@@ -60,10 +61,11 @@ def _with_costs(topology: Topology, overhead_s: float, message_s: float, message
 class _Chain:
     """A chain of stages that pass on `width` numbers a sample, on the executor and in the simulator."""
 
-    def __init__(self, topology: Topology, width: int):
+    def __init__(self, topology: Topology, width: int, microbatches: int):
         self.topology = topology
+        self.microbatches = microbatches
         model = nn.Sequential(*(_Scale() for _ in range(_STAGES)))
-        batch = torch.zeros(_SAMPLES * _MICROBATCHES, width)
+        batch = torch.zeros(_SAMPLES * microbatches, width)
         self.batch = batch, batch.clone()
         self.executor = Executor(
             model,
@@ -71,7 +73,7 @@ class _Chain:
             loss_fn=nn.MSELoss(),
             example_batch=self.batch,
             topology=_with_costs(topology, 0.0, 0.0, 0.0),
-            microbatches=_MICROBATCHES,
+            microbatches=microbatches,
         )
         graph = self.executor.graph
         stage = np.minimum(np.arange(graph.num_ops), _STAGES - 1)
@@ -89,7 +91,7 @@ class _Chain:
 
     def _measure(self, devices: NDArray[np.int64]) -> float:
         """Median step time of a placement, the same on every worker."""
-        self.executor.apply(Placement(devices, _MICROBATCHES))
+        self.executor.apply(Placement(devices, self.microbatches))
         times: list[float] = []
         while len(times) < _WARM + _STEPS and (len(times) < _FEWEST or sum(times) < _ENOUGH_S):
             self.executor.step(self.batch)

@@ -30,6 +30,7 @@ class Steps:
 )
 def test_few_steps_are_waited_for_where_links_are_slow(seconds: tuple[float, ...], steps: int, median: float) -> None:
     chain = object.__new__(_Chain)
+    chain.microbatches = 1
     chain.executor, chain.batch = Steps(*seconds), None  # pyright: ignore[reportAttributeAccessIssue]
     assert chain._measure(np.zeros(3, np.int64)) == pytest.approx(median)
     assert chain.executor.done == steps  # pyright: ignore[reportAttributeAccessIssue]

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from segue.experiments import two_hosts
+from segue.experiments.two_hosts import ADDRESSES, BITS_PER_S, Hosts, torchrun
 from segue.placement.topology import Topology
-from tests.placement.executor import fault_jobs, jobs, two_hosts
-from tests.placement.executor.two_hosts import ADDRESSES, BITS_PER_S, Hosts
+from tests.placement.executor import fault_jobs, jobs
 
 WHY_NOT = two_hosts.why_not()
 pytestmark = [
@@ -30,15 +31,6 @@ LIMIT_S = 200.0
 def hosts() -> object:
     with two_hosts.two_hosts() as pair:
         yield pair
-
-
-def torchrun(host: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:29531", "--rdzv-id", "segue"),
-        # Namespaces share the machine's name, by which torchrun would tell its hosts apart.
-        *("--local-addr", ADDRESSES[host], "--rdzv-conf", f"is_host={int(host == 0)}"),
-    ]
 
 
 def start(hosts: Hosts, folder: Path, commands: list[list[str]], environments: list[dict[str, str]]) -> list:
@@ -68,7 +60,7 @@ def plain_losses(steps: int) -> list[float]:
 def test_training_over_two_hosts_equals_plain_pytorch_and_the_probe_sees_the_slow_cable(
     hosts: Hosts, tmp_path: Path
 ) -> None:
-    commands = [[*torchrun(host), SCRIPT, str(tmp_path), str(jobs.STEPS), "100", "probe"] for host in (0, 1)]
+    commands = [[*torchrun(host, 29531), SCRIPT, str(tmp_path), str(jobs.STEPS), "100", "probe"] for host in (0, 1)]
     processes = start(hosts, tmp_path, commands, [{}, {}])
     assert wait(processes, tmp_path) == [0, 0], (tmp_path / "log-0").read_text()
     first, second = fault_jobs.losses(tmp_path)
@@ -78,8 +70,8 @@ def test_training_over_two_hosts_equals_plain_pytorch_and_the_probe_sees_the_slo
     assert len({device.host for device in assumed.devices}) == 2
     bandwidth = np.array([link.bandwidth_bytes_per_s for link in measured.links])
     assert len(bandwidth) == 2
-    assert (bandwidth > BITS_PER_S / 8 / 2).all()
-    assert (bandwidth < BITS_PER_S / 8 * 2).all()
+    assert (bandwidth > BITS_PER_S / 8 / 1.5).all()
+    assert (bandwidth < BITS_PER_S / 8 * 1.25).all()
     assert not (np.array([link.bandwidth_bytes_per_s for link in assumed.links]) < BITS_PER_S / 8 * 2).any()
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,9 +49,24 @@ class Hosts:
                 stderr=subprocess.STDOUT,
             )
 
+    def limit(self, bits_per_s: float) -> None:
+        """From now on the cable takes so many bits a second in each direction."""
+        for name, cable in zip(self.names, self.cables, strict=True):
+            _limit(name, cable, bits_per_s)
+
     def cut(self) -> None:
         """Pull the cable."""
         _run("ip", "-n", self.names[0], "link", "set", self.cables[0], "down")
+
+
+def torchrun(host: int, port: int) -> list[str]:
+    """The command that starts one worker of two on a host; script or module come behind it."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:{port}", "--rdzv-id", "segue"),
+        # Namespaces share the machine's name, by which torchrun would tell its hosts apart.
+        *("--local-addr", ADDRESSES[host], "--rdzv-conf", f"is_host={int(host == 0)}"),
+    ]
 
 
 @contextmanager
@@ -92,9 +108,9 @@ def _gone_already() -> Iterator[None]:
         return
 
 
-def _limit(name: str, cable: str) -> None:
-    bucket = ("rate", f"{BITS_PER_S / 1e6:g}mbit", "burst", "128kb", "latency", "50ms")
-    _run("tc", "-n", name, "qdisc", "add", "dev", cable, "root", "tbf", *bucket)
+def _limit(name: str, cable: str, bits_per_s: float = BITS_PER_S) -> None:
+    bucket = ("rate", f"{bits_per_s / 1e6:g}mbit", "burst", "32kb", "latency", "500ms")
+    _run("tc", "-n", name, "qdisc", "replace", "dev", cable, "root", "tbf", *bucket)
 
 
 def _run(*command: str) -> str:
