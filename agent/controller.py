@@ -95,7 +95,8 @@ class Controller:
 
     It measures a few steps, corrects its beliefs by them, has the policy propose in a process beside the run, moves if the
     predicted gain over the rest of the run exceeds the cost of moving, measures again, keeps what is faster and takes back
-    what is not. When the pace of a device or of its links drifts, it starts over from there.
+    what is not. Steps beside which the policy thinks are not counted: it takes cores from the run. When the pace of a
+    device or of its links drifts, it starts over from there.
 
     Args:
         beliefs: what the agent thinks of the devices.
@@ -153,12 +154,14 @@ class Controller:
         if self._skip > 0:
             self._skip -= 1
             return None
+        if self._phase == "think":
+            return self._thought(step)
+        if not self.proposer.ready:
+            return None
         self._times.append(report.step_time_s)
         self.beliefs.observe(self.placement, report)
         if self._phase == "measure":
             return self._measured(step)
-        if self._phase == "think":
-            return self._thought(step)
         if self._phase == "wait":
             return self._answered(step)
         if self._phase == "judge":

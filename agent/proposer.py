@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -86,12 +87,35 @@ class Proposer:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         theirs.close()
         self.busy = False
+        self._warm = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the process has warmed up; until then it takes time from the run.
+
+        Raises:
+            RuntimeError: if the process died.
+        """
+        return self._warm_by(0.0)
+
+    def _warm_by(self, wait_s: float | None) -> bool:
+        if not self._warm and self._connection.poll(wait_s):
+            # The first thing that it says.
+            self._receive()
+            self._warm = True
+        return self._warm
+
+    def _receive(self) -> Any:
+        try:
+            return self._connection.recv()
+        except EOFError:
+            raise RuntimeError("the proposing process ended unexpectedly") from None
 
     def ask(self, request: Request) -> None:
         """Start thinking about a request; an answer not yet fetched is dropped."""
-        while self.busy:
-            self._connection.recv()
-            self.busy = False
+        if self.busy:
+            self._warm_by(None)
+            self._receive()
         self._connection.send(request)
         self.busy = True
 
@@ -101,13 +125,10 @@ class Proposer:
         Raises:
             RuntimeError: if the proposal failed or the process died.
         """
-        if not self.busy or not self._connection.poll(wait_s):
+        if not self.busy or not self._warm_by(wait_s) or not self._connection.poll(wait_s):
             return None
         self.busy = False
-        try:
-            result = self._connection.recv()
-        except EOFError:
-            raise RuntimeError("the proposing process ended unexpectedly") from None
+        result = self._receive()
         if isinstance(result, Exception):
             raise RuntimeError(f"the proposing process failed: {result}") from result
         return result
@@ -134,16 +155,17 @@ def warm_up() -> None:
 
 
 def serve(connection: Connection) -> None:
-    """Answer requests until the other end is closed."""
+    """Warm up, say so, and answer requests until the other end is closed."""
     os.nice(10)
-    with one_thread():
+    with one_thread(), suppress(EOFError, ConnectionResetError, BrokenPipeError):
         warm_up()
+        connection.send(None)
         while True:
-            try:
-                request = connection.recv()
-            except (EOFError, ConnectionResetError):
-                return
-            try:
-                connection.send(answer(request))
-            except Exception as error:
-                connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+            connection.send(_answer_or_error(connection.recv()))
+
+
+def _answer_or_error(request: Request) -> Any:
+    try:
+        return answer(request)
+    except Exception as error:
+        return RuntimeError(f"{type(error).__name__}: {error}")

@@ -29,6 +29,10 @@ CONFIG = ControllerConfig(profile_steps=4, rounds=1)
 class Thinker:
     """Stands for the thinking process: answers at once with a given map."""
 
+    @property
+    def ready(self) -> bool:
+        return True
+
     def __init__(self, *maps: np.ndarray):
         self.maps = list(maps)
         self.requests: list[Request] = []
@@ -36,7 +40,7 @@ class Thinker:
     def ask(self, request: Request) -> None:
         self.requests.append(request)
 
-    def poll(self) -> Proposal:
+    def poll(self) -> Proposal | None:
         request = self.requests[-1]
         devices = self.maps[min(len(self.requests), len(self.maps)) - 1]
         placement = Placement(devices, len(SIZES))
@@ -103,6 +107,48 @@ def test_a_better_placement_is_taken_and_kept() -> None:
     assert move.predicted_gain_s > move.predicted_cost_s
     assert set(move.moves) == {"op6", "op7"}
     assert set(map(tuple, move.moves.values())) == {("dev1", "dev0")}
+
+
+class SlowThinker(Thinker):
+    """Takes `warm_up` looks to be ready and `thinks` to answer, and makes every step beside that five times as long."""
+
+    def __init__(self, *maps: np.ndarray, warm_up: int, thinks: int):
+        super().__init__(*maps)
+        self.warm_up, self.thinks = warm_up, thinks
+        self.left = 0
+
+    @property
+    def ready(self) -> bool:
+        self.warm_up -= 1
+        return self.warm_up < 0
+
+    def ask(self, request: Request) -> None:
+        super().ask(request)
+        self.left = self.thinks
+
+    def poll(self) -> Proposal | None:
+        self.left -= 1
+        return None if self.left > 0 else super().poll()
+
+    @property
+    def busy(self) -> bool:
+        return self.warm_up > 0 or self.left > 0
+
+
+def test_steps_beside_which_the_policy_warms_up_or_thinks_are_not_counted() -> None:
+    thinker = SlowThinker(BETTER, warm_up=8, thinks=5)
+    beliefs = Beliefs(GRAPH, TOPOLOGY, PROFILE, SIZES)
+    start = Placement(SPLIT, len(SIZES))
+    controller = Controller(beliefs, start, GRAPH.parameter_bytes * 3, STEPS, CONFIG, thinker)  # pyright: ignore
+    quiet, busy = truth(TOPOLOGY.speed), truth(TOPOLOGY.speed / np.array([5.0, 1.0]))
+    for step in range(STEPS):
+        clock = busy if thinker.busy else quiet
+        if controller.observe(step, clock.step(controller.placement)) is not None:
+            controller.moved(0.01)
+    assert actions(controller) == ["move", "keep"]
+    move = controller.log[0]
+    assert move.measured_before_s == pytest.approx(quiet.step_time(SPLIT))
+    assert list(move.speeds.values()) == pytest.approx(TOPOLOGY.speed, rel=0.05)
 
 
 class Liar(Thinker):

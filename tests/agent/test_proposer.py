@@ -1,4 +1,7 @@
+import time
+
 import numpy as np
+import pytest
 
 from segue.agent import proposer
 from segue.placement.clock import SimulatedClock
@@ -25,9 +28,34 @@ def test_a_process_that_has_warmed_up_answers_as_this_one_does() -> None:
     request = proposer.Request(clock, Placement(np.zeros(12, np.int64), 2), np.zeros(12), 0.0, 1, 60, 3)
     thinking = proposer.Proposer()
     try:
+        assert not thinking.ready
         thinking.ask(request)
         found = thinking.poll(120.0)
+        assert thinking.ready
     finally:
         thinking.close()
     assert found is not None
     assert found.placement == proposer.answer(request).placement
+
+
+def test_a_process_says_when_it_has_warmed_up() -> None:
+    thinking = proposer.Proposer()
+    try:
+        deadline = time.monotonic() + 120.0
+        while not thinking.ready:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert thinking.poll() is None
+    finally:
+        thinking.close()
+
+
+def test_a_process_that_dies_while_it_warms_up_is_an_error() -> None:
+    thinking = proposer.Proposer()
+    try:
+        thinking._process.kill()
+        thinking._process.wait(10.0)
+        with pytest.raises(RuntimeError, match="ended unexpectedly"):
+            thinking.ready  # noqa: B018
+    finally:
+        thinking.close()
