@@ -13,6 +13,7 @@ from ..placement.graph import Graph
 from ..placement.placement import Placement
 from ..placement.topology import Topology
 from .corrections import Readings, expected, regress, surprise
+from .message_times import believed_s, measured_s, message_noise, timed_links
 from .readings import Factors, StepParts, counts_transfers, device_readings, link_readings, stage_readings, step_parts
 
 # Ratios of measured to believed seconds are rounded to this, so that noise below it changes no decision.
@@ -135,7 +136,7 @@ class Beliefs:
         """What was off its believed pace by more than `tolerance` (0.2 is 20 %), the same way, in a full window's every step.
 
         Returns:
-            Device name, or `sending from` it, -> median ratio of measured to believed seconds.
+            Device name, `sending from` it, or a message between two -> median ratio of measured to believed seconds.
         """
         if self._placement is None or len(self._steps) < self.window:
             return {}
@@ -144,12 +145,27 @@ class Beliefs:
         if all(counts_transfers(report) for report in self._steps):
             sending = [f"sending from {name}" for name in names]
             taken.append((sending, believed.transfer_s, [report.transfer_s for report in self._steps]))
-        return {
+        drifted = {
             name: float(np.exp(np.median(off)))
-            for what, expected_s, measured_s in taken
-            for name, off in zip(what, _off(expected_s, np.array(measured_s)).T, strict=True)
-            if off.min() > np.log1p(tolerance) or off.max() < -np.log1p(tolerance)
+            for what, expected_s, seconds in taken
+            for name, off in zip(what, _off(expected_s, np.array(seconds)).T, strict=True)
+            if _all_beyond(off, np.log1p(tolerance))
         }
+        return drifted | self._drifted_messages(tolerance)
+
+    def _drifted_messages(self, tolerance: float) -> dict[str, float]:
+        """The same for messages between real devices, where the difference is more than chance."""
+        names, topology = [device.name for device in self.topology.devices], self.clock.topology
+        drifted = {}
+        for links in timed_links(self._steps, topology):
+            expected_s = sum(believed_s(link, self._steps[-1], topology) for link in links)
+            seconds = np.array([measured_s(links, report) for report in self._steps])
+            off = np.log(np.maximum(seconds, 1e-9) / max(expected_s, 1e-9))
+            if _all_beyond(off, max(float(np.log1p(tolerance)), SURPRISE * float(message_noise(seconds).max()))):
+                source, target = (names[device] for device in links[0])
+                name = f"a message from {source} to {target}" + " and back" * (len(links) > 1)
+                drifted[name] = float(np.exp(np.median(off)))
+        return drifted
 
     def correct(self) -> bool:
         """Learn from the steps of a full window; returns whether that changed anything."""
@@ -187,7 +203,12 @@ class Beliefs:
         return (np.abs(surprise(readings, self.posterior)) > SURPRISE) & (np.abs(off) > CHANGE)
 
 
-def _off(believed_s: Floats, measured_s: Floats) -> Floats:
+def _all_beyond(off: Floats, bound: float) -> bool:
+    """Whether logarithms of ratios are all above the bound, or all below its negative."""
+    return bool(off.min() > bound or off.max() < -bound)
+
+
+def _off(expected_s: Floats, seconds: Floats) -> Floats:
     """Logarithms of measured over believed seconds, 0 where nothing is believed to happen, `float64[steps, d]`."""
-    ratio = np.divide(measured_s, believed_s, out=np.ones_like(measured_s), where=believed_s > 1e-9)
+    ratio = np.divide(seconds, expected_s, out=np.ones_like(seconds), where=expected_s > 1e-9)
     return np.log(np.maximum(ratio, 1e-3))

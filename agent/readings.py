@@ -15,6 +15,7 @@ from ..placement.placement import Placement
 from ..placement.stages import Stages
 from ..placement.topology import Topology
 from .corrections import Readings
+from .message_times import believed_s, measured_s, message_noise, timed_links
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -195,8 +196,10 @@ def link_readings(
 ) -> Readings:
     """Seconds of the links: one by one where the steps' timelines show them, else of each device's outgoing ones.
 
-    None where the reports do not tell transfers from waiting.
+    Real devices count what they waited for messages; there, those that the first messages were on their way.
     """
+    if not all(counts_transfers(report) for report in reports):
+        return _message_readings(reports, clock.topology, factors, grain)
     count = len(parts.update)
     busy = np.array([_link_seconds(report, clock.topology) for report in reports])
     alone = busy.any()
@@ -204,12 +207,23 @@ def link_readings(
     row = np.arange(count * count) if alone else np.repeat(np.arange(count), count)
     rows = count * count if alone else count
     used = np.flatnonzero(parts.link.ravel() > 0)
-    if not all(counts_transfers(report) for report in reports):
-        used = used[:0]
     seconds = np.zeros((rows, len(factors.spread)))
     np.add.at(seconds, (row[used], factors.link.ravel()[used]), parts.link.ravel()[used])
     empty, shared = np.zeros(rows), np.full(rows, factors.network)
     return _readings(Readings(seconds, shared, empty, empty, measured.ravel(), np.full(rows, NOISE)), grain)
+
+
+def _message_readings(reports: Sequence[StepReport], topology: Topology, factors: Factors, grain: float) -> Readings:
+    together = timed_links(reports, topology)
+    rows = len(together)
+    seconds = np.zeros((rows, len(factors.spread)))
+    measured = np.zeros(rows)
+    for row, links in enumerate(together):
+        for source, target in links:
+            seconds[row, factors.link[source, target]] += believed_s((source, target), reports[-1], topology)
+        measured[row] = np.median([measured_s(links, report) for report in reports])
+    empty, shared = np.zeros(rows), np.full(rows, factors.network)
+    return _readings(Readings(seconds, shared, empty, empty, measured, message_noise(measured)), grain)
 
 
 def counts_transfers(report: StepReport) -> bool:

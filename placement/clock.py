@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from .costs import Costs, fractions, microbatch_sizes
 from .device_loads import DeviceLoads, max_load
+from .first_messages import FirstMessages
 from .graph import Graph
 from .list_schedule import Trace, list_schedule, step_time_and_memory
 from .placement import Placement
@@ -38,6 +39,7 @@ class StepReport:
         source: `simulated`, `emulated` or `measured`.
         timeline: bars of the step, if asked for.
         ran: with a timeline, the simulator of the same graph, batch and devices, and what the step ran under.
+        first_messages: of a `measured` step.
     """
 
     step_time_s: float
@@ -48,6 +50,7 @@ class StepReport:
     source: str
     timeline: tuple[Span, ...] = ()
     ran: tuple["SimulatedClock", Placement] | None = None
+    first_messages: FirstMessages | None = None
 
     @property
     def hidden_share(self) -> float | None:

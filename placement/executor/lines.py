@@ -53,22 +53,22 @@ class Memory:
         self._header = self._bytes.numpy().view(np.float64)
         self._typed: dict[torch.dtype, torch.Tensor] = {}
 
-    def write(self, start: int, layouts: tuple[Layout, ...], tensors: Sequence[torch.Tensor], arrival: float) -> None:
+    def write(self, start: int, layouts: tuple[Layout, ...], tensors: Sequence[torch.Tensor], stamp: float) -> None:
         """Write the message that begins at `start`, bytes; see `Message` for the rest."""
         header, places = start // 8, _places(layouts)
-        self._header[header] = arrival
+        self._header[header] = stamp
         for i, (layout, tensor) in enumerate(zip(layouts, tensors, strict=True)):
             self._header[header + 1 + i] = put(*self._place(start + places[i], layout), tensor, non_blocking=False)
 
     def read(self, start: int, layouts: tuple[Layout, ...]) -> tuple[list[torch.Tensor], float]:
-        """Tensors and arrival of the message that begins at `start`, copied out."""
-        arrival, *codes = self._header[start // 8 : start // 8 + 1 + len(layouts)].tolist()
+        """Tensors and stamp of the message that begins at `start`, copied out."""
+        stamp, *codes = self._header[start // 8 : start // 8 + 1 + len(layouts)].tolist()
         places = _places(layouts)
         tensors = [
             laid_out(*self._place(start + places[i], layout), layout.shape, int(codes[i])).clone()
             for i, layout in enumerate(layouts)
         ]
-        return tensors, arrival
+        return tensors, stamp
 
     def give_back(self) -> None:
         """Give all pages back to the system, where it takes them; what was in them is lost."""
@@ -98,7 +98,8 @@ class Arriving:
 
     Attributes:
         tensors: what has come in.
-        arrival: when it has arrived, as its sender wrote.
+        stamp: what its sender wrote, see `Transport`.
+        awaited: whether it had not come in when it was asked for.
     """
 
     def __init__(self, line: "Incoming", layouts: tuple[Layout, ...], elsewhere: Callable[[], tuple[Any, Message]]):
@@ -108,16 +109,18 @@ class Arriving:
         self.announced = False
         self.detour: tuple[Any, Message] | None = None
         self.tensors: list[torch.Tensor] = []
-        self.arrival = 0.0
+        self.stamp = 0.0
+        self.awaited = False
 
     def wait(self) -> None:
         """Return once it has come in; what was sent before it is copied out first."""
         while not self.announced:
+            self.awaited = not self.line.has_next()
             self.line.take_next()
         if self.detour is not None:
             work, message = self.detour
             work.wait()
-            self.tensors, self.arrival = message.tensors(), float(message.header[0])
+            self.tensors, self.stamp = message.tensors(), float(message.header[0])
 
 
 class Incoming:
@@ -173,6 +176,10 @@ class Incoming:
         self._expected.append(Arriving(self, layouts, elsewhere))
         return self._expected[-1]
 
+    def has_next(self) -> bool:
+        """Whether another message is there already."""
+        return bool(self._records or self._ready.poll(0))
+
     def take_next(self) -> None:
         """Wait for a message and copy it out.
 
@@ -185,7 +192,7 @@ class Incoming:
         if start == _ELSEWHERE:
             arriving.detour = arriving.elsewhere()
         else:
-            arriving.tensors, arriving.arrival = self._contents.read(start, arriving.layouts)
+            arriving.tensors, arriving.stamp = self._contents.read(start, arriving.layouts)
             self._tell(_places(arriving.layouts)[-1])
         arriving.announced = True
 
@@ -242,17 +249,17 @@ class Outgoing:
         self._held: deque[int] = deque()
         self._taken: list[tuple[int, int]] = []
 
-    def send(self, layouts: tuple[Layout, ...], tensors: Sequence[torch.Tensor], arrival: Callable[[], float]) -> bool:
+    def send(self, layouts: tuple[Layout, ...], tensors: Sequence[torch.Tensor], stamp: Callable[[], float]) -> bool:
         """Send a message, if there is room for it; else say that it goes another way.
 
         Args:
             layouts: of the tensors.
             tensors: what is sent.
-            arrival: when it arrives; asked only if it is sent.
+            stamp: what goes with it; asked only if it is sent.
         """
         start = self._room(_places(layouts)[-1])
         if start is not None:
-            self._contents.write(start, layouts, tensors, arrival())
+            self._contents.write(start, layouts, tensors, stamp())
         self._announce(_ELSEWHERE if start is None else start)
         return start is not None
 

@@ -32,8 +32,8 @@ class Message:
         layouts: of its tensors.
         places: where each tensor begins in the buffer, and where the last ends, bytes.
         buffer: all of them, `uint8`.
-        header: when it arrives, and the memory order of each tensor, as `encode_order` gives it, `float64[1 + tensors]`; part
-            of the buffer, or sent ahead of it.
+        header: its sender's stamp (see `Transport`), and the memory order of each tensor, as `encode_order` gives it,
+            `float64[1 + tensors]`; part of the buffer, or sent ahead of it.
     """
 
     layouts: Sequence[Layout]
@@ -84,7 +84,7 @@ def _strides(shape: tuple[int, ...], code: int) -> tuple[int, ...]:
 
 
 def header_bytes(count: int) -> int:
-    """Bytes before the tensors: the arrival time, and a code of each tensor's memory order."""
+    """Bytes before the tensors: the stamp, and a code of each tensor's memory order."""
     return -(-8 * (1 + count) // ALIGN) * ALIGN
 
 

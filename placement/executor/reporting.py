@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from ..clock import SimulatedClock, StepReport
+from ..first_messages import FirstMessages
 from ..graph import Graph
 from ..placement import Placement
 from ..schedule import Schedule
@@ -24,10 +25,10 @@ def table(row: Sequence[float]) -> np.ndarray:
 
 
 def row_of(record: StepRecord) -> list[float]:
-    """What a worker tells of a step: its origin, seconds until its end, busy and in transfers, and most bytes held."""
+    """What a worker tells of a step: its origin, seconds until its end, busy and in transfers, most bytes, first messages."""
     end = max((interval.end_s for interval in record.intervals), default=0.0)
     busy = sum(interval.end_s - interval.start_s for interval in record.intervals)
-    return [record.origin, end, busy, record.transfer_s, record.peak_bytes]
+    return [record.origin, end, busy, record.transfer_s, record.peak_bytes, *record.first_messages.ravel()]
 
 
 def step_report(
@@ -38,7 +39,8 @@ def step_report(
     ran: tuple[SimulatedClock, Placement] | None,
 ) -> StepReport:
     """The report of a step from every worker's `row_of`; for the rest see `StepReport`."""
-    origins, ends, busy, transfer, peak = rows.T
+    (origins, ends, busy, transfer, peak), received = rows[:, :5].T, rows[:, 5:]
+    messages = FirstMessages(*received.reshape(-1, 2, len(rows)).transpose(1, 2, 0))
     # On one host all read the same clock, and the step begins when the last worker is there.
     one_host = len({device.host for device in topology.devices}) == 1
     step_time = (origins + ends).max() - origins.max() if one_host else ends.max()
@@ -51,6 +53,7 @@ def step_report(
         source=source,
         timeline=timeline,
         ran=ran,
+        first_messages=messages if source == "measured" else None,
     )
 
 

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..list_schedule import FORWARD
 from ..schedule import Instruction, Schedule
@@ -16,6 +18,8 @@ from .segment import LOSS, Argument, Pass, Segment
 from .state import State
 from .transport import Expected, Transport
 from .wiring import Slot, Wiring
+
+Floats = NDArray[np.float64]
 
 
 class OutOfMemory(RuntimeError):
@@ -64,6 +68,8 @@ class StepRecord:
         instructions: what it did.
         intervals: when, in seconds since the step's origin.
         transfer_s: seconds its outgoing links were taken.
+        first_messages: bytes of the first message from every worker, and seconds that it was on its way, see `FirstMessages`,
+            `float64[2, d]`.
         peak_bytes: most memory held at once.
     """
 
@@ -73,6 +79,7 @@ class StepRecord:
     instructions: list[Instruction] = field(default_factory=list)
     intervals: list[Interval] = field(default_factory=list)
     transfer_s: float = 0.0
+    first_messages: Floats = field(default_factory=lambda: np.empty((2, 0)))
     peak_bytes: float = 0.0
 
 
@@ -160,6 +167,7 @@ class Runner:
         self.transport.finish_step()
         step.record.intervals = self.pace.intervals()
         step.record.transfer_s = self.transport.transfer_s
+        step.record.first_messages = self.transport.first_messages
         return step.record
 
 

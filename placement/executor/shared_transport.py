@@ -63,7 +63,10 @@ class SharedTransport(Transport):
         return super()._post_receive(message, source, number), message
 
     def _contents(self, work: Any, message: Message) -> tuple[list[torch.Tensor], float]:
-        return (work.tensors, work.arrival) if isinstance(work, Arriving) else super()._contents(work, message)
+        return (work.tensors, work.stamp) if isinstance(work, Arriving) else super()._contents(work, message)
+
+    def _awaited(self, work: Any, seconds: float) -> bool:
+        return work.awaited if isinstance(work, Arriving) else super()._awaited(work, seconds)
 
     def send(self, target: int, tensors: Sequence[torch.Tensor], ready: float) -> None:
         """See `Transport`."""
@@ -84,7 +87,7 @@ class SharedTransport(Transport):
         self, target: int, layouts: tuple[Layout, ...], tensors: Sequence[torch.Tensor], ready: float
     ) -> bool:
         line = self._outgoing[target]
-        sent = line.send(layouts, tensors, lambda: self._arrival(target, payload_bytes(layouts), ready))
+        sent = line.send(layouts, tensors, lambda: self._stamp(target, payload_bytes(layouts), ready))
         if sent:
             self._sends[target].append((line, None))
         return sent

@@ -22,6 +22,10 @@ AHEAD_BYTES = 2.0**16
 """More receives are posted ahead on a link, as long as all their buffers together are smaller than this."""
 
 
+AWAITED_S = 2e-4
+"""A wait that took longer was for a message that had not come in before."""
+
+
 @dataclass
 class Expected:
     """A message to be received: what identifies it, what is in it, and how many of this worker's the sender has taken in."""
@@ -41,7 +45,8 @@ class Transport:
 
     Messages of one link arrive in the order in which they are sent; their tag is their number on the link. Buffers are host
     memory (pinned where there is a GPU). Links between emulated devices deliver a message at the declared time: the sender
-    stamps it, the receiver waits for the stamp.
+    stamps it, the receiver waits for the stamp. Between real devices the stamp says when it was ready, and the receiver
+    notes how long the first message of each link was on its way.
 
     A step receives and sends as it goes (`start_step`, `send`, `receive`, `finish_step`). A move first makes all its messages
     (`blank`, `pack`), and posts them once every worker has (`expect`, `dispatch`).
@@ -54,6 +59,7 @@ class Transport:
         self.device = device
         self.pinned = device.type == "cuda"
         self.emulated = topology.devices[rank].kind == "emulated"
+        self.real = [not self.emulated and device.kind != "emulated" for device in topology.devices]
         self.latency = topology.latency_s[rank]
         self.seconds_per_byte = topology.seconds_per_byte[rank]
         self.num_devices = topology.num_devices
@@ -67,6 +73,8 @@ class Transport:
         """
         self.sent_bytes = np.zeros(self.num_devices)
         self.transfer_s = 0.0
+        self.first_messages = np.full((2, self.num_devices), np.nan)
+        self._heard = np.zeros(self.num_devices, bool)
         self._numbers = np.zeros(self.num_devices, int)
         self._expected = np.zeros(self.num_devices, int)
         self._sends: dict[int, deque[tuple[Any, torch.Tensor | None]]] = defaultdict(deque)
@@ -128,15 +136,16 @@ class Transport:
         self.sent_bytes[target] += payload
 
     def _post_send(self, message: Message, target: int, number: int, ready: float) -> None:
-        message.header[0] = self._arrival(target, message.payload, ready)
         if self.pinned:
             torch.cuda.current_stream(self.device).synchronize()
+            ready = time.monotonic()
+        message.header[0] = self._stamp(target, message.payload, ready)
         work = dist.isend(message.buffer, dst=target, tag=number)
         self._sends[target].append((work, message.buffer))
 
-    def _arrival(self, target: int, payload: int, ready: float) -> float:
+    def _stamp(self, target: int, payload: int, ready: float) -> float:
         if self.channels is None:
-            return 0.0
+            return ready
         seconds = float(self.latency[target] + payload * self.seconds_per_byte[target])
         self.transfer_s += seconds
         return self.channels.take(self.rank, target, ready, seconds)
@@ -151,16 +160,31 @@ class Transport:
         self._next(source)
         begin = time.monotonic()
         work.wait()
+        end = time.monotonic()
         self._free(source, self._acknowledges.get(key, 0))
+        tensors, stamp = self._contents(work, message)
         if not self.emulated:
-            self.transfer_s += time.monotonic() - begin
-        tensors, arrival = self._contents(work, message)
+            self.transfer_s += end - begin
+        if self.real[source]:
+            self._note(source, tensors, end - stamp, self._awaited(work, end - begin))
+            stamp = 0.0
         if self.pinned:
             tensors = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
-        return tensors, arrival
+        return tensors, stamp
+
+    def _note(self, source: int, tensors: Sequence[torch.Tensor], seconds: float, awaited: bool) -> None:
+        """How long the first message of a link was on its way, if it was waited for."""
+        if awaited and not self._heard[source]:
+            self.first_messages[:, source] = sum(tensor.nbytes for tensor in tensors), seconds
+        self._heard[source] = True
+
+    def _awaited(self, work: Any, seconds: float) -> bool:
+        """Whether a message had not come in when it was asked for; to take one in that has takes few `seconds`."""
+        del work
+        return seconds > AWAITED_S
 
     def _contents(self, work: Any, message: Message) -> tuple[list[torch.Tensor], float]:
-        """What is in a message that has come in, and when it has arrived."""
+        """What is in a message that has come in, and its stamp."""
         del work  # it has put all into the message
         return message.tensors(), float(message.header[0])
 

@@ -9,17 +9,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from segue.agent.beliefs import Beliefs
-from segue.placement.clock import SimulatedClock
+from segue.placement.clock import SimulatedClock, StepReport
 from segue.placement.costs import Profile, make_costs
+from segue.placement.first_messages import FirstMessages
 from segue.placement.graph import make_graph
 from segue.placement.placement import Placement
 from segue.placement.presets import preset
+from segue.placement.topology import Topology
 
 OPS = 12
 GRAPH = make_graph("chain", [(i, i + 1) for i in range(OPS - 1)], output_bytes=1e6, parameter_bytes=1e4)
 PROFILE = Profile(np.full(OPS, 2e-3), np.full(OPS, 4e-3), np.zeros(OPS), "measured")
 TOPOLOGY = preset("emulated-2")
 SIZES = (4, 4)
+MESSAGE_BYTES = 5e7
 SPLIT, OTHER = Placement(np.repeat([0, 1], OPS // 2), 2), Placement(np.repeat([1, 0, 1], [2, 6, 4]), 2)
 Floats = NDArray[np.float64]
 
@@ -98,6 +101,89 @@ def test_waiting_for_messages_is_not_taken_for_their_transfer() -> None:
     believed.observe(SPLIT, replace(truth(links=10.0).step(SPLIT), source="measured"))
     believed.correct()
     assert believed.clock.topology.seconds_per_byte == pytest.approx(TOPOLOGY.seconds_per_byte)
+
+
+def on_real_devices(report: StepReport, seconds: Floats, jitter: float = 1.0) -> StepReport:
+    """The step as workers on real devices would report it: transfers with waits, and the times of first messages."""
+    messages = FirstMessages(np.where(np.isfinite(seconds), MESSAGE_BYTES, np.nan), seconds * jitter)
+    return replace(report, transfer_s=report.transfer_s * 7, source="measured", first_messages=messages)
+
+
+def message_s(topology: Topology) -> Floats:
+    """Seconds of a long message over each link; nan on the diagonal."""
+    seconds = topology.latency_s + MESSAGE_BYTES * topology.seconds_per_byte
+    return np.where(np.eye(topology.num_devices, dtype=bool), np.nan, seconds)
+
+
+def on_hosts(*hosts: str) -> Topology:
+    devices = tuple(replace(d, host=host) for d, host in zip(TOPOLOGY.devices, hosts, strict=True))
+    return replace(TOPOLOGY, devices=devices)
+
+
+def test_the_pace_of_a_real_link_is_learned_from_how_long_its_first_message_took() -> None:
+    clock, believed = truth(links=4.0), beliefs()
+    believed.observe(SPLIT, on_real_devices(clock.step(SPLIT), message_s(clock.topology)))
+    believed.correct()
+    learned = believed.clock.topology.seconds_per_byte
+    assert learned[0, 1] == pytest.approx(clock.topology.seconds_per_byte[0, 1], rel=0.2)
+    assert learned[1, 0] == pytest.approx(clock.topology.seconds_per_byte[1, 0], rel=0.2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(-1e5, 1e5), st.floats(0.2, 5.0))
+def test_between_hosts_what_their_clocks_differ_by_does_not_matter(difference_s: float, links: float) -> None:
+    topology = on_hosts("a", "b")
+    report, seconds = truth(links=links).step(SPLIT), message_s(truth(links=links).topology)
+    skew = np.array([[0.0, difference_s], [-difference_s, 0.0]])
+    here, there = (Beliefs(GRAPH, topology, PROFILE, SIZES, window=1, grain=0.0) for _ in range(2))
+    for believed, shown in ((here, seconds), (there, seconds + skew)):
+        believed.observe(SPLIT, on_real_devices(report, shown))
+        believed.correct()
+    learned = here.clock.topology.seconds_per_byte
+    assert there.clock.topology.seconds_per_byte == pytest.approx(learned, rel=1e-6)
+    assert learned[0, 1] == pytest.approx(links * TOPOLOGY.seconds_per_byte[0, 1], rel=0.35)
+
+
+def test_a_message_between_hosts_that_went_one_way_only_says_nothing() -> None:
+    topology = on_hosts("a", "b")
+    believed = Beliefs(GRAPH, topology, PROFILE, SIZES, window=1, grain=0.0)
+    seconds = message_s(truth(links=10.0).topology)
+    seconds[1, 0] = np.nan
+    believed.observe(SPLIT, on_real_devices(truth().step(SPLIT), seconds))
+    believed.correct()
+    assert believed.drift(0.25) == {}
+    assert believed.clock.topology.seconds_per_byte == pytest.approx(TOPOLOGY.seconds_per_byte)
+
+
+def test_a_real_link_that_drops_to_a_tenth_is_named_and_learned_anew() -> None:
+    topology = on_hosts("a", "b")
+    believed = Beliefs(GRAPH, topology, PROFILE, SIZES)
+    report = truth().step(SPLIT)
+    for jitter in (1.0, 1.1, 0.95, 1.05, 0.9, 1.0):
+        believed.observe(SPLIT, on_real_devices(report, message_s(TOPOLOGY), jitter))
+    believed.correct()
+    assert believed.drift(0.25) == {}
+    slow = truth(links=10.0)
+    for jitter in (0.9, 1.1, 1.0):
+        believed.observe(SPLIT, on_real_devices(report, message_s(slow.topology), jitter))
+    (name, ratio), *others = believed.drift(0.25).items()
+    assert name == "a message from dev0 to dev1 and back"
+    assert not others
+    assert ratio == pytest.approx(10.0, rel=0.2)
+    believed.correct()
+    assert believed.clock.topology.seconds_per_byte[0, 1] == pytest.approx(
+        slow.topology.seconds_per_byte[0, 1], rel=0.3
+    )
+    assert believed.drift(0.25) == {}
+
+
+def test_short_messages_that_come_late_are_no_drift() -> None:
+    believed = Beliefs(GRAPH, TOPOLOGY, PROFILE, SIZES)
+    report = truth().step(SPLIT)
+    late = np.where(np.eye(2, dtype=bool), np.nan, TOPOLOGY.latency_s + 3e-4)
+    for _ in range(3):
+        believed.observe(SPLIT, replace(report, source="measured", first_messages=FirstMessages(0.0 * late, late)))
+    assert believed.drift(0.25) == {}
 
 
 def test_stages_in_timelines_tell_ops_apart() -> None:

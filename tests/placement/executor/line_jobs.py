@@ -1,20 +1,25 @@
 """What the workers of the shared transport's tests do; importable by name in a new process."""
 
 import os
+import time
 from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
+import torch
 import torch.distributed as dist
 
 from segue.placement.executor import executor as executor_module
 from segue.placement.executor import lines
 from segue.placement.executor.lines import Outgoing
-from segue.placement.executor.transport import Transport
+from segue.placement.executor.message import layouts_of
+from segue.placement.executor.shared_transport import SharedTransport
+from segue.placement.executor.transport import Expected, Transport
 from segue.placement.topology import Topology
 
 from . import jobs
 
+FIRST_BYTES, PAUSE_S = 4_000_000, 1.0
 WAYS = ("shared", "gloo", "apart", "narrow")
 
 
@@ -68,3 +73,29 @@ def open_files(topology: Topology) -> list[int]:
         del executor
         counts.append(len(os.listdir("/proc/self/fd")))
     return counts
+
+
+def first_messages(topology: Topology) -> dict[str, list[list[float]]]:
+    """Over shared memory, and over gloo: what each of two workers notes of the other's first message.
+
+    Worker 1 waits `PAUSE_S` for a long one and then gets a short one; worker 0 asks for its own long after it came.
+    """
+    rank, cpu = dist.get_rank(), torch.device("cpu")
+    large, small = torch.ones(FIRST_BYTES // 4), torch.ones(1)
+    noted = {}
+    for way, transport in (("shared", SharedTransport(topology, rank, cpu)), ("gloo", Transport(topology, rank, cpu))):
+        expected = [large] if rank == 0 else [large, small]
+        messages = [Expected(number, layouts_of([tensor])) for number, tensor in enumerate(expected)]
+        transport.start_step({1 - rank: messages})
+        if rank == 1:
+            transport.send(0, [large], time.monotonic())
+        time.sleep(PAUSE_S * (1 - rank))
+        if rank == 0:
+            transport.send(1, [large], time.monotonic())
+            transport.send(1, [small], time.monotonic())
+        for number in range(len(messages)):
+            transport.receive(number)
+        transport.finish_step()
+        noted[way] = transport.first_messages[:, 1 - rank].tolist()
+        dist.barrier()
+    return noted

@@ -44,6 +44,15 @@ def test_an_executor_that_goes_leaves_no_file_open() -> None:
         assert counts[1] == counts[2]
 
 
+def test_how_long_the_first_message_took_is_noted_where_it_was_waited_for() -> None:
+    early, late = launch(line_jobs.first_messages, cpu_devices(2), cpu_devices(2), timeout_s=LIMIT_S)
+    for way in ("shared", "gloo"):
+        assert np.isnan(early[way]).all(), way
+        num_bytes, seconds = late[way]
+        assert num_bytes == line_jobs.FIRST_BYTES
+        assert 0.0 < seconds < line_jobs.PAUSE_S, way
+
+
 def make_line(timeout_s: float = 60.0) -> tuple[Incoming, Outgoing]:
     """Both ends of a line in this process."""
     incoming = Incoming(1, timeout_s)
@@ -73,15 +82,15 @@ def draw_tensor(draw: Any) -> torch.Tensor:
 
 
 @settings(max_examples=60, deadline=None)
-@given(messages=st.lists(st.lists(draw_tensor(), max_size=3), max_size=8), arrival=st.floats(0.0, 1e9))
-def test_what_is_sent_arrives_as_it_lay_in_memory(messages: list[list[torch.Tensor]], arrival: float) -> None:
+@given(messages=st.lists(st.lists(draw_tensor(), max_size=3), max_size=8), stamp=st.floats(0.0, 1e9))
+def test_what_is_sent_arrives_as_it_lay_in_memory(messages: list[list[torch.Tensor]], stamp: float) -> None:
     incoming, outgoing = make_line()
     expected = [expect(incoming, *tensors) for tensors in messages]
     for tensors in messages:
-        assert outgoing.send(layouts_of(tensors), tensors, lambda: arrival)
+        assert outgoing.send(layouts_of(tensors), tensors, lambda: stamp)
     for tensors, arriving in reversed(list(zip(messages, expected, strict=True))):
         arriving.wait()
-        assert arriving.arrival == arrival
+        assert arriving.stamp == stamp
         for sent, got in zip(tensors, arriving.tensors, strict=True):
             assert torch.equal(sent, got)
             assert sent.dtype == got.dtype
