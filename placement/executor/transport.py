@@ -74,7 +74,7 @@ class Transport:
         self.sent_bytes = np.zeros(self.num_devices)
         self.transfer_s = 0.0
         self.first_messages = np.full((2, self.num_devices), np.nan)
-        self._heard = np.zeros(self.num_devices, bool)
+        self._firsts = {messages[0].key for messages in incoming.values() if messages}
         self._numbers = np.zeros(self.num_devices, int)
         self._expected = np.zeros(self.num_devices, int)
         self._sends: dict[int, deque[tuple[Any, torch.Tensor | None]]] = defaultdict(deque)
@@ -166,17 +166,12 @@ class Transport:
         if not self.emulated:
             self.transfer_s += end - begin
         if self.real[source]:
-            self._note(source, tensors, end - stamp, self._awaited(work, end - begin))
+            if key in self._firsts and self._awaited(work, end - begin):
+                self.first_messages[:, source] = sum(tensor.nbytes for tensor in tensors), end - stamp
             stamp = 0.0
         if self.pinned:
             tensors = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
         return tensors, stamp
-
-    def _note(self, source: int, tensors: Sequence[torch.Tensor], seconds: float, awaited: bool) -> None:
-        """How long the first message of a link was on its way, if it was waited for."""
-        if awaited and not self._heard[source]:
-            self.first_messages[:, source] = sum(tensor.nbytes for tensor in tensors), seconds
-        self._heard[source] = True
 
     def _awaited(self, work: Any, seconds: float) -> bool:
         """Whether a message had not come in when it was asked for; to take one in that has takes few `seconds`."""

@@ -75,10 +75,11 @@ def open_files(topology: Topology) -> list[int]:
     return counts
 
 
-def first_messages(topology: Topology) -> dict[str, list[list[float]]]:
+def first_messages(topology: Topology, order: list[int]) -> dict[str, list[list[float]]]:
     """Over shared memory, and over gloo: what each of two workers notes of the other's first message.
 
-    Worker 1 waits `PAUSE_S` for a long one and then gets a short one; worker 0 asks for its own long after it came.
+    Worker 1 waits `PAUSE_S` for a long one and a short one, and asks for them in the given order; worker 0 asks for its own
+    long after it came.
     """
     rank, cpu = dist.get_rank(), torch.device("cpu")
     large, small = torch.ones(FIRST_BYTES // 4), torch.ones(1)
@@ -93,7 +94,7 @@ def first_messages(topology: Topology) -> dict[str, list[list[float]]]:
         if rank == 0:
             transport.send(1, [large], time.monotonic())
             transport.send(1, [small], time.monotonic())
-        for number in range(len(messages)):
+        for number in order if rank == 1 else [0]:
             transport.receive(number)
         transport.finish_step()
         noted[way] = transport.first_messages[:, 1 - rank].tolist()

@@ -45,12 +45,18 @@ def test_an_executor_that_goes_leaves_no_file_open() -> None:
 
 
 def test_how_long_the_first_message_took_is_noted_where_it_was_waited_for() -> None:
-    early, late = launch(line_jobs.first_messages, cpu_devices(2), cpu_devices(2), timeout_s=LIMIT_S)
+    early, late = launch(line_jobs.first_messages, cpu_devices(2), cpu_devices(2), [0, 1], timeout_s=LIMIT_S)
     for way in ("shared", "gloo"):
         assert np.isnan(early[way]).all(), way
         num_bytes, seconds = late[way]
         assert num_bytes == line_jobs.FIRST_BYTES
         assert 0.0 < seconds < line_jobs.PAUSE_S, way
+
+
+def test_of_a_later_message_that_was_waited_for_nothing_is_noted() -> None:
+    _, late = launch(line_jobs.first_messages, cpu_devices(2), cpu_devices(2), [1, 0], timeout_s=LIMIT_S)
+    for way in ("shared", "gloo"):
+        assert np.isnan(late[way]).all(), way
 
 
 def make_line(timeout_s: float = 60.0) -> tuple[Incoming, Outgoing]:
