@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from ..agent.pilot import Pilot
 from ..placement.cores import usable_cores
 from ..placement.executor import Executor, join, probe, topology_of_run
+from ..placement.files import write_text
 from ..placement.placement import Placement
 from . import two_hosts
 from .tables import format_table
@@ -59,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = slow_cable(Path(folder), options.model, options.before, options.after, options.seed)
     print(table(result))
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+        write_text(options.json, json.dumps(result, indent=1) + "\n")
     return 0
 
 
@@ -73,18 +75,33 @@ def slow_cable(folder: Path, model: str, before: int, after: int, seed: int) -> 
         RuntimeError: if a worker fails or hangs.
     """
     sizes = ("--model", model, "--before", str(before), "--after", str(after), "--seed", str(seed))
-    command = ("-m", "segue.experiments.bench_slow_cable", "--worker", str(folder), *sizes)
-    with two_hosts.two_hosts() as hosts:
-        logs = [folder / f"log-{host}" for host in (0, 1)]
-        processes = [hosts.start(host, [*torchrun(host, 29541), *command], {}, logs[host]) for host in (0, 1)]
-        try:
-            _watch(hosts, processes, folder, before, before + after)
-        except RuntimeError as error:
-            raise RuntimeError(f"{error}:\n" + "\n".join(log.read_text()[-2000:] for log in logs)) from None
+    train_over_cable(
+        folder, ["-m", "segue.experiments.bench_slow_cable", "--worker", str(folder), *sizes], before + after
+    )
     return json.loads((folder / "result.json").read_text())
 
 
-def _watch(hosts: Hosts, processes: list["subprocess.Popen[bytes]"], folder: Path, slow_at: int, steps: int) -> None:
+def train_over_cable(folder: Path, script: Sequence[str], steps: int) -> None:
+    """Run a script, or a module, by torchrun on two hosts whose cable is slow from when `ask_for_slow_cable` is called.
+
+    Args:
+        folder: where the workers write to; a dot in the file `steps` for every step.
+        script: what stands behind `python`.
+        steps: until the progress bar is full.
+
+    Raises:
+        RuntimeError: if a worker fails or hangs, with the end of what the workers printed.
+    """
+    with two_hosts.two_hosts() as hosts:
+        logs = [folder / f"log-{host}" for host in (0, 1)]
+        processes = [hosts.start(host, [*torchrun(host, 29541), *script], {}, logs[host]) for host in (0, 1)]
+        try:
+            _watch(hosts, processes, folder, steps)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}:\n" + "\n".join(log.read_text()[-2000:] for log in logs)) from None
+
+
+def _watch(hosts: Hosts, processes: list["subprocess.Popen[bytes]"], folder: Path, steps: int) -> None:
     deadline = time.monotonic() + LIMIT_S
     with tqdm(total=steps, desc="steps", disable=None) as bar:
         while any(process.poll() is None for process in processes):
@@ -124,7 +141,7 @@ def work(folder: Path, model: str, before: int, after: int, seed: int) -> None:
     for step in range(before + after):
         if step == before:
             split = executor.placement
-            _ask_for_the_slow_cable(folder, executor.rank)
+            ask_for_slow_cable(folder, executor.rank)
         losses.append(executor.step(example.batch))
         if executor.rank == 0:
             steps.append(_step_time_s(executor))
@@ -146,8 +163,8 @@ def work(folder: Path, model: str, before: int, after: int, seed: int) -> None:
     pilot.close()
 
 
-def _ask_for_the_slow_cable(folder: Path, rank: int) -> None:
-    """Between two steps, so that every step runs over the one cable or the other."""
+def ask_for_slow_cable(folder: Path, rank: int) -> None:
+    """Have the cable made slow, between two steps; every worker calls it."""
     if rank == 0:
         (folder / "slow").touch()
         while not (folder / "slowed").exists():

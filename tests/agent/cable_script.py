@@ -5,13 +5,12 @@ Worker 0 writes to the folder what its beliefs say of the steps over the fast ca
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from segue.agent.beliefs import Beliefs
+from segue.experiments.bench_slow_cable import ask_for_slow_cable
 from segue.experiments.zoo.example import build_example
 from segue.placement.executor import Executor, join, probe, topology_of_run
 from segue.placement.placement import Placement
@@ -50,7 +49,7 @@ def main(folder: Path) -> None:
     found: dict[str, list] = {"drift": [], "pace": [beliefs.clock.topology.seconds_per_byte[0, 1]], "losses": []}
     for cable in ("fast", "slow"):
         if cable == "slow":
-            _wait_for_slow_cable(folder, executor.rank)
+            ask_for_slow_cable(folder, executor.rank)
         for _ in range(STEPS):
             found["losses"].append(executor.step(batch))
             if executor.report is not None:
@@ -60,14 +59,6 @@ def main(folder: Path) -> None:
         found["pace"].append(beliefs.clock.topology.seconds_per_byte[0, 1])
     if executor.rank == 0:
         (folder / "found.json").write_text(json.dumps(found))
-
-
-def _wait_for_slow_cable(folder: Path, rank: int) -> None:
-    if rank == 0:
-        (folder / "slow").touch()
-        while not (folder / "slowed").exists():
-            time.sleep(0.05)
-    dist.barrier()
 
 
 if __name__ == "__main__":

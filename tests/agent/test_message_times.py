@@ -1,20 +1,17 @@
 """Links of real devices: a cable between two hosts (network namespaces) that drops to a tenth."""
 
 import json
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from segue.experiments import two_hosts
-from segue.experiments.two_hosts import BITS_PER_S, torchrun
+from segue.experiments.bench_slow_cable import train_over_cable
 from tests.agent import cable_script
 
 WHY_NOT = two_hosts.why_not()
 SCRIPT = str(Path(__file__).with_name("cable_script.py"))
-LIMIT_S = 200.0
 
 
 def plain_losses(steps: int) -> list[float]:
@@ -33,30 +30,12 @@ def plain_losses(steps: int) -> list[float]:
     return losses
 
 
-def train_over_a_cable_that_drops(folder: Path) -> None:
-    with two_hosts.two_hosts() as hosts:
-        logs = [folder / f"log-{host}" for host in (0, 1)]
-        commands = [[*torchrun(host, 29533), SCRIPT, str(folder)] for host in (0, 1)]
-        root = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        processes: list[subprocess.Popen] = [hosts.start(h, commands[h], root, logs[h]) for h in (0, 1)]
-        deadline = time.monotonic() + LIMIT_S
-        while any(process.poll() is None for process in processes):
-            said = "\n".join(log.read_text()[-2000:] for log in logs)
-            assert time.monotonic() < deadline, f"hangs:\n{said}"
-            assert not any(process.poll() for process in processes), said
-            if (folder / "slow").exists() and not (folder / "slowed").exists():
-                hosts.limit(BITS_PER_S / 10)
-                (folder / "slowed").touch()
-            time.sleep(0.05)
-        assert [process.returncode for process in processes] == [0, 0]
-
-
 @pytest.mark.quiet
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(bool(WHY_NOT), reason=f"no two hosts on this machine: {WHY_NOT}")
 def test_a_real_cable_that_drops_to_a_tenth_is_noticed_and_learned_and_changes_no_loss(tmp_path: Path) -> None:
-    train_over_a_cable_that_drops(tmp_path)
+    train_over_cable(tmp_path, [SCRIPT, str(tmp_path)], 2 * cable_script.STEPS)
     found = json.loads((tmp_path / "found.json").read_text())
     before, after = (
         {name: ratio for name, ratio in drift.items() if name.startswith("a message")} for drift in found["drift"]
