@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..placement.clock import StepReport
+from ..placement.first_messages import FirstMessages
 from ..placement.topology import Topology
 
 Floats = NDArray[np.float64]
@@ -33,20 +34,22 @@ def timed_links(reports: Sequence[StepReport], topology: Topology) -> list[tuple
 
 def measured_s(links: tuple[Link, ...], report: StepReport) -> float:
     """Seconds that the first messages over these links were on their way, one after the other."""
-    messages = report.first_messages
-    if messages is None:
-        raise ValueError("the report has no times of messages")
+    messages = _messages(report)
     return float(sum(messages.seconds[link] for link in links))
 
 
 def believed_s(link: Link, report: StepReport, topology: Topology) -> float:
     """Seconds that the first message of a report should be on its way."""
-    messages = report.first_messages
-    if messages is None:
-        raise ValueError("the report has no times of messages")
+    messages = _messages(report)
     return float(topology.latency_s[link] + messages.num_bytes[link] * topology.seconds_per_byte[link])
 
 
 def message_noise(measured: Floats) -> Floats:
     """Relative standard deviation of measured seconds."""
     return np.hypot(MESSAGE_NOISE, LATE_S / np.maximum(measured, 1e-9))
+
+
+def _messages(report: StepReport) -> FirstMessages:
+    if report.first_messages is None:
+        raise ValueError("the report has no times of messages")
+    return report.first_messages
